@@ -3,6 +3,7 @@
 //! f32 is for work, f64 for gradient checks; CPU ops are generic over the two through [`Element`]. How *weights* are
 //! stored (bf16, f16, quantised blocks) is another matter: see [`crate::weights::Format`].
 
+use crate::ops::simd;
 use bytemuck::Pod;
 use std::fmt;
 
@@ -89,7 +90,7 @@ pub trait Element:
 }
 
 macro_rules! element {
-    ($type:ident, $tag:ident, $erf:path) => {
+    ($type:ident, $tag:ident, $exp:path, $tanh:path, $erf:path) => {
         impl Element for $type {
             const DTYPE: DType = DType::$tag;
             const ZERO: Self = 0.0;
@@ -113,7 +114,7 @@ macro_rules! element {
             }
             #[inline(always)]
             fn exp(self) -> Self {
-                <$type>::exp(self)
+                $exp(self)
             }
             #[inline(always)]
             fn ln(self) -> Self {
@@ -125,7 +126,7 @@ macro_rules! element {
             }
             #[inline(always)]
             fn tanh(self) -> Self {
-                <$type>::tanh(self)
+                $tanh(self)
             }
             #[inline(always)]
             fn erf(self) -> Self {
@@ -143,5 +144,5 @@ macro_rules! element {
     };
 }
 
-element!(f32, F32, libm::erff);
-element!(f64, F64, libm::erf);
+element!(f32, F32, simd::exp_f32, simd::tanh_f32, libm::erff);
+element!(f64, F64, f64::exp, f64::tanh, libm::erf);

@@ -1,6 +1,21 @@
 //! Soft prompt tuning of frozen language models: only the work the prompt's gradient needs.
 
+pub mod data;
+pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod layout;
+pub mod models;
+pub mod nn;
+pub mod ops;
+pub mod step;
+pub mod tape;
+pub mod tensor;
+pub mod weights;
 
+pub use device::Device;
+pub use dtype::DType;
 pub use error::{Error, Result};
+pub use models::{Model, ModelOptions, WeightStorage};
+pub use step::{Batch, Loss, LossAndGrad};
+pub use tensor::Tensor;

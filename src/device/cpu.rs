@@ -1,0 +1,212 @@
+//! The CPU's memory: a pool of aligned buffers. Training repeats the same shapes, and a page the system has already
+//! given costs nothing to use again.
+
+use super::memory::{Kind, Ledger};
+use crate::error::{Error, Place, Result};
+use bytemuck::{Pod, Zeroable};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One cache line: the unit and the alignment of every buffer.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// The processor: a thread pool, a memory pool and its account.
+#[derive(Clone)]
+pub struct CpuDevice(Arc<Inner>);
+
+struct Inner {
+    threads: rayon::ThreadPool,
+    ledger: Ledger,
+    pool: Mutex<Pool>,
+}
+
+/// Buffers given back, by length in lines.
+#[derive(Default)]
+struct Pool {
+    free: BTreeMap<usize, Vec<Vec<Line>>>,
+    lines: usize,
+}
+
+impl std::fmt::Debug for CpuDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuDevice").field("threads", &self.threads()).finish_non_exhaustive()
+    }
+}
+
+impl CpuDevice {
+    pub(super) fn new(threads: Option<usize>) -> Result<Self> {
+        let mut builder = rayon::ThreadPoolBuilder::new().thread_name(|i| format!("softprompt-{i}"));
+        if let Some(threads) = threads {
+            builder = builder.num_threads(threads);
+        }
+        let threads = builder.build().map_err(|error| {
+            Error::device(Place::item("cpu"), "worker threads to start", error.to_string())
+                .hint("ask for fewer with --threads")
+        })?;
+        Ok(Self(Arc::new(Inner { threads, ledger: Ledger::default(), pool: Mutex::default() })))
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.0.threads.current_num_threads()
+    }
+
+    pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.0.threads.install(work)
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.0.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn allocate(&self, bytes: usize, kind: Kind) -> Buffer {
+        let lines = bytes.div_ceil(size_of::<Line>());
+        self.0.ledger.add(bytes, kind);
+        let mut lines = self.pool().take(lines).unwrap_or_else(|| bytemuck::zeroed_vec(lines));
+        if cfg!(debug_assertions) {
+            // All ones is a NaN in f32 and f64: what is read before it is written shows in the result.
+            bytemuck::cast_slice_mut::<Line, u8>(&mut lines).fill(0xFF);
+        }
+        Buffer { lines, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
+    }
+
+    fn give_back(&self, lines: Vec<Line>) {
+        // Held and pooled together never exceed the peak: the process is no larger than its largest moment.
+        let report = self.0.ledger.report();
+        let room = report.peak_total().saturating_sub(report.current_total()) / size_of::<Line>();
+        self.pool().put(lines, room);
+    }
+}
+
+impl Pool {
+    /// The smallest buffer that holds `lines` and wastes at most a quarter of itself.
+    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
+        let (&length, stack) = self.free.range_mut(lines..=lines + lines / 3).next()?;
+        let buffer = stack.pop()?;
+        if stack.is_empty() {
+            self.free.remove(&length);
+        }
+        self.lines -= length;
+        Some(buffer)
+    }
+
+    fn put(&mut self, buffer: Vec<Line>, room: usize) {
+        if buffer.is_empty() {
+            return;
+        }
+        self.lines += buffer.len();
+        self.free.entry(buffer.len()).or_default().push(buffer);
+        while self.lines > room
+            && let Some(mut largest) = self.free.last_entry()
+        {
+            if let Some(evicted) = largest.get_mut().pop() {
+                self.lines -= evicted.len();
+            }
+            if largest.get().is_empty() {
+                largest.remove();
+            }
+        }
+    }
+}
+
+/// Bytes of device memory, aligned to 64, returned to the device's pool when dropped.
+pub struct Buffer {
+    lines: Vec<Line>,
+    bytes: usize,
+    kind: AtomicU8,
+    device: CpuDevice,
+}
+
+impl Buffer {
+    /// The bytes asked for.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether no bytes were asked for.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// What the buffer is held for.
+    pub fn kind(&self) -> Kind {
+        Kind::from_index(self.kind.load(Ordering::Relaxed))
+    }
+
+    /// Counts the buffer under another kind from now on.
+    pub fn retag(&self, kind: Kind) {
+        let before = Kind::from_index(self.kind.swap(kind as u8, Ordering::Relaxed));
+        self.device.0.ledger.retag(self.bytes, before, kind);
+    }
+
+    /// The contents as elements of `T`; the length must be whole in them.
+    pub fn as_slice<T: Pod>(&self) -> &[T] {
+        bytemuck::cast_slice(&bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.bytes])
+    }
+
+    /// The contents as elements of `T`, to be written.
+    pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<Line, u8>(&mut self.lines)[..self.bytes])
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.device.0.ledger.remove(self.bytes, self.kind());
+        self.device.give_back(std::mem::take(&mut self.lines));
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer").field("bytes", &self.bytes).field("kind", &self.kind()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Device;
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_by_kind_and_given_back() {
+        let device = Device::cpu(Some(1)).unwrap();
+        let a = device.allocate(100, Kind::Weights);
+        let b = device.allocate(1000, Kind::Workspace);
+        b.retag(Kind::SavedActivations);
+        let report = device.memory();
+        assert_eq!(report.current(Kind::Weights), 100);
+        assert_eq!(report.current(Kind::Workspace), 0);
+        assert_eq!(report.current(Kind::SavedActivations), 1000);
+        drop((a, b));
+        assert_eq!(device.memory().current_total(), 0);
+        assert_eq!(device.memory().peak_total(), 1100);
+    }
+
+    #[test]
+    fn a_freed_buffer_is_used_again_and_the_pool_is_bounded() {
+        let Device::Cpu(device) = Device::cpu(Some(1)).unwrap();
+        let first = device.allocate(64 * 100, Kind::Workspace);
+        let address = first.as_slice::<u8>().as_ptr();
+        drop(first);
+        let again = device.allocate(64 * 90, Kind::Workspace);
+        assert_eq!(again.as_slice::<u8>().as_ptr(), address);
+        let other = device.allocate(64 * 10, Kind::Workspace);
+        drop((again, other));
+        assert!(device.pool().lines * 64 <= device.ledger().report().peak_total() + 64);
+    }
+
+    #[test]
+    fn an_empty_buffer_is_a_buffer() {
+        let device = Device::cpu(Some(1)).unwrap();
+        let mut empty = device.allocate(0, Kind::Workspace);
+        assert!(empty.as_slice::<f64>().is_empty());
+        assert!(empty.as_mut_slice::<f32>().is_empty());
+    }
+}

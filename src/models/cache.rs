@@ -1,0 +1,82 @@
+//! Keys and values of rows that have been computed, for rows that come later.
+
+use super::ModelConfig;
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::tape::Var;
+use crate::tensor::{Tensor, with_element};
+
+/// Keys and values of every layer, `[rows, key heads · head_dim]` each. Which row belongs to what is the caller's plan:
+/// a prompt's rows first, then a stretch for each sequence, say.
+#[derive(Debug, Clone)]
+pub struct KeyValueCache {
+    keys: Vec<Tensor>,
+    values: Vec<Tensor>,
+}
+
+/// A forward pass that writes to a cache and attends to all of it.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The cache; the layout's segments name its rows as keys.
+    pub cache: &'a mut KeyValueCache,
+    /// Where in the cache each row of the stream goes.
+    pub placement: &'a [usize],
+}
+
+impl KeyValueCache {
+    pub(super) fn new(device: &Device, dtype: DType, config: &ModelConfig, rows: usize) -> Self {
+        let width = config.num_key_value_heads * config.head_dim;
+        let new = || {
+            let zeros = || Tensor::zeros(device, rows, width, dtype, Kind::Workspace);
+            (0..config.num_hidden_layers).map(|_| zeros()).collect::<Vec<_>>()
+        };
+        Self { keys: new(), values: new() }
+    }
+
+    /// How many rows there is room for.
+    pub fn rows(&self) -> usize {
+        self.keys.first().map_or(0, Tensor::rows)
+    }
+
+    /// Copies the first `rows` rows of `other`, in every layer.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if either cache has fewer rows.
+    pub fn copy_prefix(&mut self, other: &Self, rows: usize) -> Result<()> {
+        if rows > self.rows().min(other.rows()) {
+            return Err(Error::op("cache", format!("{rows} rows"), format!("{} and {}", self.rows(), other.rows())));
+        }
+        let all = self.keys.iter_mut().zip(&other.keys).chain(self.values.iter_mut().zip(&other.values));
+        for (to, from) in all {
+            let length = rows * from.cols();
+            with_element!(to.dtype(), E => {
+                to.make_mut::<E>()[..length].copy_from_slice(&from.as_slice::<E>()[..length]);
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Step<'_> {
+    /// Puts the new rows of layer `layer` in their places and returns the whole cache of the layer.
+    pub(super) fn extend(&mut self, layer: usize, keys: &Var, values: &Var) -> Result<(Var, Var)> {
+        let place = |cache: &mut Tensor, new: &Tensor, placement: &[usize]| {
+            if new.rows() != placement.len() || placement.iter().any(|&row| row >= cache.rows()) {
+                let expected = format!("{} rows within {}", placement.len(), cache.rows());
+                return Err(Error::op("cache", expected, new.describe()));
+            }
+            let cols = new.cols();
+            with_element!(cache.dtype(), E => {
+                let target = cache.make_mut::<E>();
+                for (row, &to) in placement.iter().enumerate() {
+                    target[to * cols..(to + 1) * cols].copy_from_slice(new.row::<E>(row));
+                }
+            });
+            Ok(Var::constant(cache.clone()))
+        };
+        let keys = place(&mut self.cache.keys[layer], keys.tensor(), self.placement)?;
+        let values = place(&mut self.cache.values[layer], values.tensor(), self.placement)?;
+        Ok((keys, values))
+    }
+}

@@ -1,0 +1,132 @@
+//! Reading a model's tensors under the shapes its configuration promises.
+
+use super::{ModelOptions, WeightStorage};
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
+use crate::error::{Error, Place, Result};
+use crate::nn::{Linear, Norm};
+use crate::tensor::Tensor;
+use crate::weights::{Matrix, Orientation, StoredTensor, Weights};
+use std::cell::Cell;
+use std::sync::Arc;
+
+/// Reads tensors for one device and type, and counts the mapped bytes.
+pub(super) struct Loader<'a> {
+    weights: &'a Weights,
+    pub(super) device: &'a Device,
+    options: ModelOptions,
+    mapped_bytes: Cell<usize>,
+}
+
+impl<'a> Loader<'a> {
+    pub(super) fn new(weights: &'a Weights, device: &'a Device, options: ModelOptions) -> Self {
+        Self { weights, device, options, mapped_bytes: Cell::new(0) }
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.options.dtype
+    }
+
+    pub(super) fn is_gguf(&self) -> bool {
+        self.weights.gguf().is_some()
+    }
+
+    pub(super) fn mapped_bytes(&self) -> usize {
+        self.mapped_bytes.get()
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.weights.find(name).is_some()
+    }
+
+    fn get(&self, name: &str, shape: &[usize]) -> Result<StoredTensor> {
+        let stored = self.weights.get(name)?;
+        if stored.shape() != shape {
+            return Err(Error::input(
+                Place::file(stored.path()).of(name),
+                format!("shape {shape:?} by the configuration"),
+                format!("{:?}", stored.shape()),
+            ));
+        }
+        self.mapped_bytes.set(self.mapped_bytes.get() + stored.bytes().len());
+        Ok(stored)
+    }
+
+    /// A matrix from `inputs` to `outputs` numbers.
+    pub(super) fn matrix(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        orientation: Orientation,
+    ) -> Result<Arc<Matrix>> {
+        let shape = match orientation {
+            Orientation::RowPerOutput => [outputs, inputs],
+            Orientation::RowPerInput => [inputs, outputs],
+        };
+        Ok(Arc::new(self.hold(Matrix::new(self.get(name, &shape)?, orientation)?)))
+    }
+
+    /// Widens a matrix if that was asked for.
+    pub(super) fn hold(&self, mut matrix: Matrix) -> Matrix {
+        if self.options.weights == WeightStorage::Widened {
+            matrix.widen(self.device, self.options.dtype);
+        }
+        matrix
+    }
+
+    /// A matrix that is not widened before it has been divided.
+    pub(super) fn fused(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        orientation: Orientation,
+    ) -> Result<Matrix> {
+        let shape = match orientation {
+            Orientation::RowPerOutput => [outputs, inputs],
+            Orientation::RowPerInput => [inputs, outputs],
+        };
+        Matrix::new(self.get(name, &shape)?, orientation)
+    }
+
+    /// The numbers of a short tensor, as f64.
+    pub(super) fn numbers(&self, name: &str, length: usize) -> Result<Vec<f64>> {
+        let mut values = vec![0f64; length];
+        self.get(name, &[length])?.widen(0, &mut values);
+        Ok(values)
+    }
+
+    /// Numbers as a row vector in the working type.
+    pub(super) fn row(&self, values: &[f64]) -> Result<Tensor> {
+        Tensor::from_f64(self.device, 1, values.len(), self.dtype(), values, Kind::Weights)
+    }
+
+    /// A vector of `length` numbers, as a row.
+    pub(super) fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
+        self.row(&self.numbers(name, length)?)
+    }
+
+    /// `<prefix>.weight`, and `<prefix>.bias` if `has_bias`.
+    pub(super) fn linear(
+        &self,
+        prefix: &str,
+        outputs: usize,
+        inputs: usize,
+        orientation: Orientation,
+        has_bias: bool,
+    ) -> Result<Linear> {
+        let weight = self.matrix(&format!("{prefix}.weight"), outputs, inputs, orientation)?;
+        let bias = has_bias.then(|| self.vector(&format!("{prefix}.bias"), outputs)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    pub(super) fn rms_norm(&self, name: &str, length: usize, epsilon: f64) -> Result<Norm> {
+        Ok(Norm::Rms { weight: self.vector(name, length)?, epsilon })
+    }
+
+    pub(super) fn layer_norm(&self, prefix: &str, length: usize, epsilon: f64) -> Result<Norm> {
+        let weight = self.vector(&format!("{prefix}.weight"), length)?;
+        Ok(Norm::Layer { weight, bias: self.vector(&format!("{prefix}.bias"), length)?, epsilon })
+    }
+}

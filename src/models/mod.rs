@@ -1,0 +1,231 @@
+//! Frozen language models: opened from disk, run over a [`Layout`] with a prompt in front.
+//!
+//! A new family is a file here: a `struct` of weights with `hidden`, and an arm in [`Model::open`].
+
+mod cache;
+mod config;
+mod gpt2;
+mod llama;
+mod load;
+
+pub use cache::{KeyValueCache, Step};
+pub use config::{Family, ModelConfig, RopeScaling};
+
+use crate::data::tokenizer::Tokenizer;
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
+use crate::error::{Error, Place, Result};
+use crate::layout::Layout;
+use crate::ops::{self, CrossEntropy};
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use crate::weights::{Matrix, Weights, locate::locate};
+use load::Loader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightStorage {
+    /// As the file stores them, in the memory map; widened panel by panel at every use.
+    #[default]
+    Mapped,
+    /// Widened once to the working type: faster steps, for the memory that `memory()` reports.
+    Widened,
+}
+
+impl WeightStorage {
+    /// The mode of that name: `mapped` or `widened`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "mapped" => Some(Self::Mapped),
+            "widened" => Some(Self::Widened),
+            _ => None,
+        }
+    }
+}
+
+/// What to open a model with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ModelOptions {
+    /// The type that activations are computed in.
+    pub dtype: DType,
+    /// How weights are held.
+    pub weights: WeightStorage,
+}
+
+/// A frozen causal language model, with its tokenizer where there is one.
+///
+/// ```no_run
+/// use softprompt::{Device, Model, ModelOptions};
+///
+/// let model = Model::open("models/SmolLM2-135M", &Device::cpu(None)?, ModelOptions::default())?;
+/// println!("{} layers of width {}", model.config().num_hidden_layers, model.config().hidden_size);
+/// # Ok::<(), softprompt::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Model {
+    name: String,
+    path: PathBuf,
+    device: Device,
+    dtype: DType,
+    config: ModelConfig,
+    network: Network,
+    head: Arc<Matrix>,
+    tokenizer: Option<Tokenizer>,
+    mapped_bytes: usize,
+}
+
+/// The layers of a model.
+#[derive(Debug)]
+enum Network {
+    Llama(llama::Llama),
+    Gpt2(gpt2::Gpt2),
+}
+
+impl Model {
+    /// Opens a directory in Hugging Face layout, a `.gguf` file, or a hub id found in the local cache.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a model that is broken, incomplete, or has a configuration value that is not supported,
+    /// which is named.
+    pub fn open(model: impl AsRef<Path>, device: &Device, options: ModelOptions) -> Result<Self> {
+        let name = model.as_ref().to_string_lossy().into_owned();
+        let path = locate(&name)?;
+        let weights = Weights::open(&path)?;
+        let config = ModelConfig::read(&path, &weights)?;
+        let loader = Loader::new(&weights, device, options);
+        let (network, head) = match config.family {
+            Family::Llama | Family::Mistral | Family::Qwen2 => {
+                let (llama, head) = llama::Llama::load(&loader, &config)?;
+                (Network::Llama(llama), head)
+            }
+            Family::Gpt2 => {
+                let (gpt2, head) = gpt2::Gpt2::load(&loader, &config)?;
+                (Network::Gpt2(gpt2), head)
+            }
+        };
+        let tokenizer = Tokenizer::open(&path, &weights)?;
+        let mapped_bytes = loader.mapped_bytes();
+        device.count_external(mapped_bytes, Kind::Weights);
+        let (device, dtype) = (device.clone(), options.dtype);
+        Ok(Self { name, path, device, dtype, config, network, head, tokenizer, mapped_bytes })
+    }
+
+    /// The name it was opened by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its sizes.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its tokenizer, if it came with one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it came without one.
+    pub fn require_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::input(Place::file(&self.path), "a tokenizer.json beside the model", "none")
+                .hint("add one, or give the data as input_ids and target_ids")
+        })
+    }
+
+    /// The embedding of token `id`, as f64.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if there is no such token.
+    pub fn embedding_row(&self, id: u32) -> Result<Vec<f64>> {
+        let table = self.embedding_table();
+        if id as usize >= table.out_features() {
+            return Err(Error::op("embedding", format!("tokens below {}", table.out_features()), id.to_string()));
+        }
+        let mut row = vec![0f64; table.in_features()];
+        table.widen_row(id as usize, &mut row);
+        Ok(row)
+    }
+
+    fn embedding_table(&self) -> &Matrix {
+        match &self.network {
+            Network::Llama(llama) => llama.embedding(),
+            Network::Gpt2(gpt2) => gpt2.embedding(),
+        }
+    }
+
+    /// An empty cache of keys and values for `rows` rows.
+    pub fn new_cache(&self, rows: usize) -> KeyValueCache {
+        KeyValueCache::new(&self.device, self.dtype, &self.config, rows)
+    }
+
+    /// The last hidden rows `[scored rows, d]`, after the final norm, of the stream that `layout` describes.
+    /// `prompt` `[all prompt rows, d]` stands first in it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a token that the model does not have or more positions than it has;
+    /// [`Error::Op`] if prompt and layout do not fit.
+    pub fn hidden(&self, tape: &mut Tape, prompt: &Var, layout: &Layout, step: Option<Step<'_>>) -> Result<Var> {
+        self.check(layout)?;
+        match &self.network {
+            Network::Llama(llama) => llama.hidden(tape, prompt, layout, step),
+            Network::Gpt2(gpt2) => gpt2.hidden(tape, prompt, layout, step),
+        }
+    }
+
+    fn check(&self, layout: &Layout) -> Result<()> {
+        let place = || Place::file(&self.path);
+        let (vocabulary, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
+        if let Some(id) = layout.ids.iter().chain(&layout.labels).find(|&&id| id as usize >= vocabulary) {
+            return Err(Error::input(place(), format!("token ids below {vocabulary}"), id.to_string()));
+        }
+        let longest = layout.positions.iter().max().map_or(0, |&last| last + 1);
+        if longest > limit {
+            return Err(Error::input(place(), format!("at most {limit} positions"), longest.to_string())
+                .hint("prompt rows and tokens of an example together; shorten one of them"));
+        }
+        Ok(())
+    }
+
+    /// Scores the labels of `layout` with the rows that [`Model::hidden`] gave; row `i` counts `scale[i]` in the loss.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if the shapes do not fit.
+    pub fn cross_entropy(&self, tape: &mut Tape, hidden: &Var, layout: &Layout, scale: &[f64]) -> Result<CrossEntropy> {
+        ops::cross_entropy(tape, hidden, &self.head, &layout.labels, scale)
+    }
+
+    /// The logits `[rows, vocabulary]` of a few hidden rows.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if the shapes do not fit.
+    pub fn logits(&self, hidden: &Var) -> Result<Tensor> {
+        Ok(ops::linear(&mut Tape::new(), &Var::constant(hidden.tensor().clone()), &self.head, None)?.into_tensor())
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.device.uncount_external(self.mapped_bytes, Kind::Weights);
+    }
+}

@@ -1,0 +1,101 @@
+//! The building blocks that models share: a frozen linear map with its bias, norms, rotation tables.
+
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::{self, Pairing, rope::Rotation};
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use crate::weights::Matrix;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// `x W + b` with frozen weights.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// The matrix.
+    pub weight: Arc<Matrix>,
+    /// `[1, out]`
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Applies the map to the rows of `x`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Op`] if the shapes do not fit.
+    pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        ops::linear(tape, x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// A norm over the features of a row.
+#[derive(Debug, Clone)]
+pub enum Norm {
+    /// Root mean square.
+    Rms {
+        /// `[1, d]`
+        weight: Tensor,
+        /// Added to the mean square.
+        epsilon: f64,
+    },
+    /// Mean and variance.
+    Layer {
+        /// `[1, d]`
+        weight: Tensor,
+        /// `[1, d]`
+        bias: Tensor,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+}
+
+impl Norm {
+    /// Normalises the rows of `x`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Op`] if the shapes do not fit.
+    pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        match self {
+            Self::Rms { weight, epsilon } => ops::rms_norm(tape, x, weight, *epsilon),
+            Self::Layer { weight, bias, epsilon } => ops::layer_norm(tape, x, weight, bias, *epsilon),
+        }
+    }
+}
+
+/// Cosines and sines of the rotary embedding, computed in f64 as far as positions have been asked for.
+#[derive(Debug)]
+pub struct RotaryTable {
+    device: Device,
+    dtype: DType,
+    pairing: Pairing,
+    frequencies: Vec<f64>,
+    table: Mutex<Option<Arc<Rotation>>>,
+}
+
+impl RotaryTable {
+    /// A table of angles `position · frequencies[pair]`.
+    pub fn new(device: &Device, dtype: DType, pairing: Pairing, frequencies: Vec<f64>) -> Self {
+        Self { device: device.clone(), dtype, pairing, frequencies, table: Mutex::new(None) }
+    }
+
+    /// A table that has at least the positions below `positions`.
+    ///
+    /// # Errors
+    /// None but those of the device.
+    pub fn up_to(&self, positions: usize) -> Result<Arc<Rotation>> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rotation) = table.as_ref().filter(|rotation| rotation.cos.rows() >= positions) {
+            return Ok(Arc::clone(rotation));
+        }
+        let rows = positions.next_power_of_two().max(128);
+        let of = |function: fn(f64) -> f64| {
+            let values: Vec<f64> = (0..rows)
+                .flat_map(|position| self.frequencies.iter().map(move |frequency| function(position as f64 * frequency)))
+                .collect();
+            Tensor::from_f64(&self.device, rows, self.frequencies.len(), self.dtype, &values, Kind::Weights)
+        };
+        let rotation = Arc::new(Rotation { pairing: self.pairing, cos: of(f64::cos)?, sin: of(f64::sin)? });
+        *table = Some(Arc::clone(&rotation));
+        Ok(rotation)
+    }
+}

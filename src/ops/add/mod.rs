@@ -1,0 +1,28 @@
+//! `add`: `y = a + b`, the residual connection.
+//!
+//! * saves: nothing
+//! * backward: `da = dy`, `db = dy`, each for its own gradient rows
+
+use crate::error::{Error, Result};
+use crate::tape::{Tape, Var};
+
+/// The sum of two tensors of one shape. The memory of `b` is used for the result if nothing else holds it.
+///
+/// # Errors
+/// [`Error::Op`] if the shapes differ.
+pub fn add(tape: &mut Tape, a: &Var, b: Var) -> Result<Var> {
+    let (left, right) = (a.node(), b.node());
+    let mut sum = b.into_tensor();
+    if (sum.rows(), sum.cols()) != (a.tensor().rows(), a.tensor().cols()) {
+        return Err(Error::op("add", a.tensor().describe(), sum.describe()));
+    }
+    sum.add_assign(a.tensor())?;
+    let grad_rows = left.grad_rows().max(right.grad_rows());
+    if grad_rows == 0 {
+        return Ok(Var::constant(sum));
+    }
+    Ok(tape.record(sum, grad_rows, move |dy, gradients| {
+        gradients.add(left, dy.clone())?;
+        gradients.add(right, dy)
+    }))
+}

@@ -1,0 +1,136 @@
+//! `attention`: `oᵢ = Σⱼ softmaxⱼ(scale · qᵢ·kⱼ) vⱼ` over the keys that query `i` sees, head by head; several query heads
+//! may share a key head (grouped queries, Ainslie et al. 2023). Which keys a query sees is said by
+//! [`Segments`]: spans of context in full, then the first of its own span.
+//!
+//! * saves: `q`, `k`, `v`, `o` and the log-sum-exp of each query and head (Dao et al. 2022). Of `k` and `v` only the rows
+//!   that the backward step reads: those that carry gradient, and those seen by queries that do
+//! * backward: with `pᵢⱼ = exp(scale qᵢ·kⱼ − lseᵢ)`, `δᵢ = doᵢ·oᵢ` and `dsᵢⱼ = pᵢⱼ (doᵢ·vⱼ − δᵢ)`:
+//!   `dvⱼ = Σᵢ pᵢⱼ doᵢ`, `dkⱼ = scale Σᵢ dsᵢⱼ qᵢ`, `dqᵢ = scale Σⱼ dsᵢⱼ kⱼ`. Keys or queries without gradient rows are
+//!   left out. Sums over segments are added up in one fixed order.
+
+mod cpu;
+mod tile;
+
+use crate::device::Kind;
+use crate::error::{Error, Result};
+use crate::layout::Segments;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, with_element};
+use std::sync::Arc;
+
+/// The sizes of the heads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads; divides `queries`.
+    pub keys: usize,
+    /// Elements of a head.
+    pub dim: usize,
+    /// What scores are multiplied by: `1/√dim`, or 1 in T5.
+    pub scale: f64,
+}
+
+/// What the backward step needs of the forward pass, gradient rows included.
+pub(crate) struct Saved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    /// Leading query rows, and key or value rows, whose gradient is wanted.
+    query_grad_rows: usize,
+    key_grad_rows: usize,
+}
+
+/// Attends with `q` `[queries, heads.queries · dim]` to `k` and `v` `[keys, heads.keys · dim]`:
+/// `[queries, heads.queries · dim]`. `k` and `v` must carry gradient in the same rows: they are projections of one input.
+///
+/// # Errors
+/// [`Error::Op`] if the shapes do not fit the heads or the segments.
+pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segments: &Arc<Segments>) -> Result<Var> {
+    check(q, k, v, heads, segments)?;
+    let input = q.tensor();
+    let new = |cols| Tensor::scratch(input.device(), input.rows(), cols, input.dtype(), Kind::Workspace);
+    let (mut output, mut lse) = (new(heads.queries * heads.dim), new(heads.queries));
+    with_element!(input.dtype(), E => {
+        cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
+    });
+    if !(q.is_tracked() || k.is_tracked()) {
+        return Ok(Var::constant(output));
+    }
+
+    let needed = keys_needed(segments, q.grad_rows(), k.grad_rows());
+    let saved = Saved {
+        q: tape.save(input),
+        k: tape.save_prefix(k.tensor(), needed),
+        v: tape.save_prefix(v.tensor(), needed),
+        o: tape.save(&output),
+        lse: tape.save(&lse),
+        query_grad_rows: q.grad_rows(),
+        key_grad_rows: k.grad_rows(),
+    };
+    let (q, k, v) = (q.node(), k.node(), v.node());
+    let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
+    let segments = Arc::clone(segments);
+    Ok(tape.record(output, grad_rows, move |d_output, gradients| {
+        let like = |rows: usize, of: &Tensor| {
+            Tensor::zeros(d_output.device(), rows, of.cols(), d_output.dtype(), Kind::Gradients)
+        };
+        let mut dq = like(saved.query_grad_rows, &saved.q);
+        let mut dk = like(saved.key_grad_rows, &saved.k);
+        let mut dv = like(saved.key_grad_rows, &saved.v);
+        with_element!(d_output.dtype(), E => {
+            cpu::backward::<E>(&saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv);
+        });
+        drop((saved, d_output));
+        gradients.add(q, dq)?;
+        gradients.add(k, dk)?;
+        gradients.add(v, dv)
+    }))
+}
+
+fn check(q: &Var, k: &Var, v: &Var, heads: Heads, segments: &Segments) -> Result<()> {
+    let Heads { queries, keys, dim, .. } = heads;
+    if queries == 0 || keys == 0 || dim == 0 || !queries.is_multiple_of(keys) {
+        return Err(Error::op("attention", "key heads that divide the query heads", format!("{heads:?}")));
+    }
+    let wanted = [
+        (q, segments.query_rows(), queries * dim),
+        (k, segments.key_rows(), keys * dim),
+        (v, segments.key_rows(), keys * dim),
+    ];
+    for (operand, rows, cols) in wanted {
+        let tensor = operand.tensor();
+        if (tensor.rows(), tensor.cols(), tensor.dtype()) != (rows, cols, q.tensor().dtype()) {
+            return Err(Error::op("attention", format!("[{rows}, {cols}]"), tensor.describe()));
+        }
+    }
+    if k.grad_rows() != v.grad_rows() {
+        let got = format!("{} and {}", k.grad_rows(), v.grad_rows());
+        return Err(Error::op("attention", "keys and values with the same gradient rows", got));
+    }
+    Ok(())
+}
+
+/// How many leading query rows of the output can carry gradient: up to the last that sees a key that does, or does
+/// itself.
+fn grad_rows(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) -> usize {
+    let reached = segments.as_slice().iter().rev().find(|segment| {
+        !segment.queries.is_empty()
+            && (segment.queries.start < query_grad_rows
+                || segment.own.start < key_grad_rows
+                || segment.context.iter().any(|span| span.start < key_grad_rows))
+    });
+    reached.map_or(0, |segment| segment.queries.end)
+}
+
+/// How many leading rows of `k` and `v` the backward step reads.
+fn keys_needed(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) -> usize {
+    let seen = segments
+        .as_slice()
+        .iter()
+        .filter(|segment| segment.queries.start < query_grad_rows && !segment.queries.is_empty())
+        .flat_map(|segment| segment.context.iter().map(|span| span.end).chain([segment.own.end]));
+    seen.max().unwrap_or(0).max(key_grad_rows)
+}

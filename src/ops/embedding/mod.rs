@@ -1,0 +1,74 @@
+//! `embedding`: the stream's first rows are the prompt, the others rows of the embedding table, plus learned position
+//! embeddings where the model has them.
+//!
+//! * saves: nothing
+//! * backward: the prompt's gradient is the gradient of its rows
+
+use crate::device::Kind;
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::ops::simd::add_assign;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, with_element};
+use crate::weights::{Matrix, Orientation};
+
+/// A table of learned position embeddings `[positions, d]`, with the position of every row of the stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Positions<'a> {
+    /// The table.
+    pub table: &'a Matrix,
+    /// The position of each row, prompt rows included.
+    pub of_row: &'a [usize],
+}
+
+/// The stream `[prompt rows + ids.len(), d]`: `prompt` `[P, d]`, then the rows `ids` of `table` `[vocabulary, d]`.
+///
+/// # Errors
+/// [`Error::Op`] if shapes do not fit, or a token or position is not in its table.
+pub fn embedding(
+    tape: &mut Tape,
+    prompt: &Var,
+    table: &Matrix,
+    ids: &[u32],
+    positions: Option<Positions<'_>>,
+) -> Result<Var> {
+    let (value, width) = (prompt.tensor(), table.in_features());
+    let rows = value.rows() + ids.len();
+    if value.cols() != width || table.orientation() != Orientation::RowPerOutput {
+        return Err(Error::op("embedding", format!("a prompt [_, {width}]"), value.describe()));
+    }
+    if let Some(&id) = ids.iter().find(|&&id| id as usize >= table.out_features()) {
+        return Err(Error::op("embedding", format!("tokens below {}", table.out_features()), id.to_string()));
+    }
+    if let Some(Positions { table, of_row }) = positions {
+        if of_row.len() != rows || table.in_features() != width {
+            return Err(Error::op("embedding", format!("{rows} positions"), of_row.len().to_string()));
+        }
+        if let Some(far) = of_row.iter().find(|&&position| position >= table.out_features()) {
+            let expected = format!("positions below {}, the most this model has", table.out_features());
+            return Err(Error::op("embedding", expected, far.to_string()));
+        }
+    }
+    let mut output = Tensor::scratch(value.device(), rows, width, value.dtype(), Kind::Workspace);
+    with_element!(value.dtype(), E => fill::<E>(value.as_slice(), table, ids, positions, output.make_mut()));
+    let node = prompt.node();
+    if !node.is_tracked() {
+        return Ok(Var::constant(output));
+    }
+    Ok(tape.record(output, node.grad_rows(), move |dy, gradients| gradients.add(node, dy)))
+}
+
+fn fill<E: Element>(prompt: &[E], table: &Matrix, ids: &[u32], positions: Option<Positions<'_>>, stream: &mut [E]) {
+    let width = table.in_features();
+    stream[..prompt.len()].copy_from_slice(prompt);
+    for (row, &id) in stream[prompt.len()..].chunks_exact_mut(width).zip(ids) {
+        table.widen_row(id as usize, row);
+    }
+    if let Some(Positions { table, of_row }) = positions {
+        let mut embedded = vec![E::ZERO; width];
+        for (row, &position) in stream.chunks_exact_mut(width).zip(of_row) {
+            table.widen_row(position, &mut embedded);
+            add_assign(row, &embedded);
+        }
+    }
+}

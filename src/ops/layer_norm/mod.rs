@@ -1,0 +1,41 @@
+//! `layer_norm`: `y = w ∘ (x − mean(x)) / √(var(x) + ε) + b`, row by row (Ba et al. 2016).
+//!
+//! * saves: the gradient rows of `x`; mean and scale of a row are computed again
+//! * backward: with `x̂` the normalised row, `r` its scale and `g = w ∘ dy`: `dx = r (g − mean(g) − x̂ mean(g ∘ x̂))`
+
+mod cpu;
+
+use crate::device::Kind;
+use crate::error::{Error, Result};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, with_element};
+
+/// Normalises the rows of `x` `[rows, d]`, scales them by `weight` and shifts them by `bias`, both `[1, d]`.
+///
+/// # Errors
+/// [`Error::Op`] if the shapes do not fit.
+pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Var> {
+    let input = x.tensor();
+    for parameter in [weight, bias] {
+        if (parameter.rows(), parameter.cols(), parameter.dtype()) != (1, input.cols(), input.dtype()) {
+            let expected = format!("weight and bias [1, {}] {}", input.cols(), input.dtype());
+            return Err(Error::op("layer_norm", expected, parameter.describe()));
+        }
+    }
+    let mut output =
+        Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, bias, epsilon, &mut output));
+
+    let node = x.node();
+    if !node.is_tracked() {
+        return Ok(Var::constant(output));
+    }
+    let saved = tape.save_prefix(input, node.grad_rows());
+    let weight = weight.clone();
+    Ok(tape.record(output, node.grad_rows(), move |dy, gradients| {
+        gradients.accumulate(node, saved.cols(), &dy, |dx, accumulate| {
+            with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &saved, &weight, epsilon, dx, accumulate));
+            Ok(())
+        })
+    }))
+}

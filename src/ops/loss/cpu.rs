@@ -1,0 +1,140 @@
+//! `cross_entropy` on the CPU: a chunk of the vocabulary after another, each as two parallel products.
+
+use crate::device::{Device, Kind};
+use crate::dtype::Element;
+use crate::ops::gemm::{product, view, view_mut};
+use crate::ops::simd::{max, sum, vectorised};
+use crate::tape::Accumulate;
+use crate::tensor::Tensor;
+use crate::weights::{Axis, Matrix, Panel};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Logits held at once, at most, unless a chunk of [`MIN_CHUNK`] tokens has more.
+const MAX_LOGITS: usize = 4 * 1024 * 1024;
+const MAX_CHUNK: usize = 4032;
+const MIN_CHUNK: usize = 192;
+
+/// The running softmax of one row.
+#[derive(Clone, Copy)]
+struct Running<E> {
+    max: E,
+    /// `Σ exp(logit − max)`
+    total: f64,
+    label_logit: E,
+}
+
+/// Negative log-likelihoods, and the gradient of `Σ scale · nll` if it is wanted.
+pub(super) fn forward<E: Element>(
+    hidden: &Tensor,
+    head: &Matrix,
+    labels: &[u32],
+    scale: &[f64],
+    wants_gradient: bool,
+) -> (Vec<f64>, Option<Tensor>) {
+    let (device, rows, width, vocabulary) = (hidden.device(), hidden.rows(), hidden.cols(), head.out_features());
+    let h = view::<E>(hidden.as_slice(), rows, width);
+    let mut gradient =
+        wants_gradient.then(|| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Workspace));
+    let mut running = vec![Running { max: E::NEG_INFINITY, total: 0.0, label_logit: E::ZERO }; rows];
+    let chunk = (MAX_LOGITS / rows.max(1)).clamp(MIN_CHUNK, MAX_CHUNK);
+
+    let mut start = 0;
+    while start < vocabulary && rows > 0 {
+        let tokens = start..(start + chunk).min(vocabulary);
+        let panel = widen_in_parallel::<E>(head, tokens.clone(), device);
+        let mut logits = Tensor::scratch(device, rows, tokens.len(), E::DTYPE, Kind::Workspace);
+        let logits = logits.make_mut::<E>();
+        product(view_mut(logits, rows, tokens.len()), Accumulate::Replace, h, panel.view().transpose());
+        let sums = gradient.as_mut().map(|gradient| gradient.make_mut::<E>());
+        normalise(logits, &tokens, labels, &mut running, sums, width);
+        if let Some(gradient) = &mut gradient {
+            let sums = view_mut(gradient.make_mut::<E>(), rows, width);
+            product(sums, Accumulate::Add, view(logits, rows, tokens.len()), panel.view());
+        }
+        start = tokens.end;
+    }
+
+    if let Some(gradient) = &mut gradient {
+        finish(gradient.make_mut::<E>(), head, labels, scale, &running);
+    }
+    let nll = running.iter().map(|row| row.total.ln() + Element::to_f64(row.max) - Element::to_f64(row.label_logit));
+    (nll.collect(), gradient)
+}
+
+/// Rows `tokens` of the head, widened once for both products.
+fn widen_in_parallel<'a, E: Element>(head: &'a Matrix, tokens: Range<usize>, device: &Device) -> Panel<'a, E> {
+    if head.is_direct(E::DTYPE) {
+        return head.panel(Axis::Rows, tokens, device);
+    }
+    let width = head.in_features();
+    let mut panel = Tensor::scratch(device, tokens.len(), width, E::DTYPE, Kind::Workspace);
+    panel.make_mut::<E>().par_chunks_mut(width.max(1)).zip(tokens).for_each(|(row, token)| head.widen_row(token, row));
+    Panel::Widened(panel)
+}
+
+/// Turns logits into `exp(logit − max)` under the new running maximum, and scales what was summed under the old one.
+fn normalise<E: Element>(
+    logits: &mut [E],
+    tokens: &Range<usize>,
+    labels: &[u32],
+    running: &mut [Running<E>],
+    sums: Option<&mut [E]>,
+    width: usize,
+) {
+    let row = |row: &mut Running<E>, logits: &mut [E], label: u32, sums: Option<&mut [E]>| {
+        if tokens.contains(&(label as usize)) {
+            row.label_logit = logits[label as usize - tokens.start];
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let above = max(logits);
+                if above > row.max {
+                    let shrink = (row.max - above).exp();
+                    row.max = above;
+                    row.total *= Element::to_f64(shrink);
+                    if let Some(sums) = sums {
+                        sums.iter_mut().for_each(|x| *x *= shrink);
+                    }
+                }
+                for x in logits.iter_mut() {
+                    *x = (*x - row.max).exp();
+                }
+                row.total += Element::to_f64(sum(logits));
+            },
+        );
+    };
+    let rows = running.par_iter_mut().zip(logits.par_chunks_mut(tokens.len())).zip(labels);
+    match sums {
+        Some(sums) => rows
+            .zip(sums.par_chunks_mut(width.max(1)))
+            .for_each(|(((running, logits), &label), sums)| row(running, logits, label, Some(sums))),
+        None => rows.for_each(|((running, logits), &label)| row(running, logits, label, None)),
+    }
+}
+
+/// `scale · (Σ exp(logit − max) W / total − W_label)`
+fn finish<E: Element>(
+    gradient: &mut [E],
+    head: &Matrix,
+    labels: &[u32],
+    scale: &[f64],
+    running: &[Running<E>],
+) {
+    let width = head.in_features();
+    let rows = gradient.par_chunks_mut(width.max(1)).zip(labels).zip(scale).zip(running);
+    rows.for_each(|(((gradient, &label), &scale), running)| {
+        let mut target = vec![E::ZERO; width];
+        head.widen_row(label as usize, &mut target);
+        let (by_total, scale) = (E::from_f64(scale / running.total), E::from_f64(scale));
+        vectorised(
+            #[inline(always)]
+            || {
+                for (g, &w) in gradient.iter_mut().zip(&target) {
+                    *g = *g * by_total - w * scale;
+                }
+            },
+        );
+    });
+}

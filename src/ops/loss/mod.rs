@@ -1,0 +1,67 @@
+//! `cross_entropy`: the logits of the scored rows and their negative log-likelihoods in one pass.
+//!
+//! `nllᵢ = ln Σⱼ exp(hᵢ·Wⱼ) − hᵢ·W_label`, the loss is `Σ scaleᵢ nllᵢ`. The vocabulary is walked in chunks with a running
+//! maximum, as flash attention walks keys, and the gradient `scaleᵢ (Σⱼ softmaxⱼ Wⱼ − W_label)` is summed on the same
+//! walk: no logit is computed twice, and never are all of them held.
+//!
+//! * saves: the gradient of `h`, `[rows, d]`, already computed
+//! * backward: it, times the gradient of the loss
+
+mod cpu;
+
+use crate::device::Kind;
+use crate::error::{Error, Result};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, with_element};
+use crate::weights::{Matrix, Orientation};
+
+/// What [`cross_entropy`] finds.
+#[derive(Debug, Clone)]
+pub struct CrossEntropy {
+    /// `Σ scaleᵢ nllᵢ`, `[1, 1]`.
+    pub loss: Var,
+    /// The negative log-likelihood of each row's label, in nats.
+    pub nll: Vec<f64>,
+}
+
+/// Scores `hidden` `[rows, d]` against the head `[vocabulary, d]`: row `i` should predict `labels[i]` and counts
+/// `scale[i]` in the loss.
+///
+/// # Errors
+/// [`Error::Op`] if shapes do not fit or a label is not in the vocabulary.
+pub fn cross_entropy(
+    tape: &mut Tape,
+    hidden: &Var,
+    head: &Matrix,
+    labels: &[u32],
+    scale: &[f64],
+) -> Result<CrossEntropy> {
+    let h = hidden.tensor();
+    if h.cols() != head.in_features() || head.orientation() != Orientation::RowPerOutput {
+        return Err(Error::op("cross_entropy", format!("[_, {}]", head.in_features()), h.describe()));
+    }
+    if labels.len() != h.rows() || scale.len() != h.rows() {
+        let got = format!("{} labels, {} scales", labels.len(), scale.len());
+        return Err(Error::op("cross_entropy", format!("{} of each", h.rows()), got));
+    }
+    if let Some(&id) = labels.iter().find(|&&id| id as usize >= head.out_features()) {
+        return Err(Error::op("cross_entropy", format!("labels below {}", head.out_features()), id.to_string()));
+    }
+    let node = hidden.node();
+    let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, labels, scale, node.is_tracked()));
+    let loss: f64 = nll.iter().zip(scale).map(|(nll, scale)| nll * scale).sum();
+    let loss = Tensor::from_f64(h.device(), 1, 1, h.dtype(), &[loss], Kind::Workspace)?;
+    let Some(gradient) = gradient else { return Ok(CrossEntropy { loss: Var::constant(loss), nll }) };
+
+    let gradient = tape.save_prefix(&gradient, node.grad_rows());
+    let loss = tape.record(loss, 1, move |dy, gradients| {
+        let mut gradient = gradient;
+        gradient.retag(Kind::Gradients);
+        with_element!(dy.dtype(), E => {
+            let factor = dy.as_slice::<E>()[0];
+            gradient.make_mut::<E>().iter_mut().for_each(|x| *x *= factor);
+        });
+        gradients.add(node, gradient)
+    });
+    Ok(CrossEntropy { loss, nll })
+}

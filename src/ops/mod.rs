@@ -1,0 +1,30 @@
+//! The ops: a folder each, with the same name in the code, the tests and the benches.
+//!
+//! `mod.rs` holds what the op computes, what it saves and its backward step; `cpu.rs` the loops. An op checks the shapes
+//! it is given and never calls another op.
+
+pub mod activation;
+pub mod add;
+pub mod attention;
+pub mod embedding;
+pub mod gated;
+pub(crate) mod gemm;
+pub mod layer_norm;
+pub mod linear;
+pub mod loss;
+pub mod rms_norm;
+pub mod rope;
+pub mod rows;
+pub(crate) mod simd;
+
+pub use activation::{Activation, activation};
+pub use add::add;
+pub use attention::attention;
+pub use embedding::{Positions, embedding};
+pub use gated::gated;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use loss::{CrossEntropy, cross_entropy};
+pub use rms_norm::rms_norm;
+pub use rope::{Pairing, rope};
+pub use rows::rows;

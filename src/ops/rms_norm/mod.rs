@@ -1,0 +1,39 @@
+//! `rms_norm`: `y = w ∘ x / √(mean(x²) + ε)`, row by row (Zhang & Sennrich 2019).
+//!
+//! * saves: the gradient rows of `x`; the scale of a row is computed again
+//! * backward: with `r = 1/√(mean(x²) + ε)` and `g = w ∘ dy`: `dx = r g − x r³ mean(g ∘ x)`
+
+mod cpu;
+
+use crate::device::Kind;
+use crate::error::{Error, Result};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, with_element};
+
+/// Normalises the rows of `x` `[rows, d]` and scales them by `weight` `[1, d]`.
+///
+/// # Errors
+/// [`Error::Op`] if the shapes do not fit.
+pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Result<Var> {
+    let input = x.tensor();
+    if (weight.rows(), weight.cols(), weight.dtype()) != (1, input.cols(), input.dtype()) {
+        let expected = format!("a weight [1, {}] {}", input.cols(), input.dtype());
+        return Err(Error::op("rms_norm", expected, weight.describe()));
+    }
+    let mut output =
+        Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output));
+
+    let node = x.node();
+    if !node.is_tracked() {
+        return Ok(Var::constant(output));
+    }
+    let saved = tape.save_prefix(input, node.grad_rows());
+    let weight = weight.clone();
+    Ok(tape.record(output, node.grad_rows(), move |dy, gradients| {
+        gradients.accumulate(node, saved.cols(), &dy, |dx, accumulate| {
+            with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &saved, &weight, epsilon, dx, accumulate));
+            Ok(())
+        })
+    }))
+}

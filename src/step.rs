@@ -1,0 +1,173 @@
+//! One step's arithmetic: a batch's mean loss and the prompt's gradient. Any training loop can be the caller.
+
+use crate::device::Kind;
+use crate::error::{Error, Place, Result};
+use crate::layout::{Layout, Sequence};
+use crate::models::Model;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+/// Examples that go through the model together: token ids, and where each one's label starts.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    examples: Vec<(Vec<u32>, usize)>,
+    label_tokens: usize,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an example: `input_ids`, which may be empty, followed by `target_ids`, the label.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty label.
+    pub fn push(&mut self, input_ids: &[u32], target_ids: &[u32]) -> Result<()> {
+        if target_ids.is_empty() {
+            let place = Place::item(format!("example {}", self.examples.len()));
+            return Err(Error::input(place, "a label of at least one token", "none"));
+        }
+        self.label_tokens += target_ids.len();
+        self.examples.push(([input_ids, target_ids].concat(), input_ids.len()));
+        Ok(())
+    }
+
+    /// The number of examples.
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there are no examples.
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// Label tokens of all examples: what the loss is a mean over.
+    pub fn label_tokens(&self) -> usize {
+        self.label_tokens
+    }
+
+    /// Tokens of all examples, labels included.
+    pub fn tokens(&self) -> usize {
+        self.examples.iter().map(|(ids, _)| ids.len()).sum()
+    }
+
+    fn layout(&self, prompt_rows: usize) -> Result<Layout> {
+        let sequences: Vec<Sequence<'_>> = self
+            .examples
+            .iter()
+            .map(|(ids, first_label)| Sequence {
+                prompt: 0,
+                parent: None,
+                ids,
+                first_label: *first_label,
+                keep_last: false,
+            })
+            .collect();
+        if prompt_rows == 0
+            && let Some(index) = self.examples.iter().position(|&(_, first_label)| first_label == 0)
+        {
+            let place = Place::item(format!("example {index}"));
+            return Err(Error::input(place, "input tokens, as there is no prompt", "an empty input"));
+        }
+        Layout::causal(&[prompt_rows], &sequences)
+    }
+}
+
+/// A batch's loss.
+#[derive(Debug, Clone)]
+pub struct Loss {
+    /// Mean negative log-likelihood of the label tokens, in nats.
+    pub mean: f64,
+    /// The sum over the label tokens of each example.
+    pub by_example: Vec<f64>,
+    /// How many label tokens there were.
+    pub label_tokens: usize,
+}
+
+/// A batch's loss and what the prompt should do about it.
+#[derive(Debug, Clone)]
+pub struct LossAndGrad {
+    /// The loss.
+    pub loss: Loss,
+    /// The gradient of the mean loss by the prompt, `[P, d]`.
+    pub grad: Tensor,
+}
+
+impl Model {
+    /// The mean loss of `batch` behind `prompt` `[P, d]`. P may be 0: the model without a prompt.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if prompt or tokens do not fit the model, or there is nothing to predict a label from.
+    pub fn loss(&self, prompt: &Tensor, batch: &Batch) -> Result<Loss> {
+        let (_, loss) = self.forward(&mut Tape::new(), &Var::constant(prompt.clone()), batch, batch.label_tokens())?;
+        Ok(loss)
+    }
+
+    /// The mean loss of `batch` and its gradient by `prompt` `[P, d]`, P ≥ 1.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn loss_and_grad(&self, prompt: &Tensor, batch: &Batch) -> Result<LossAndGrad> {
+        self.loss_and_grad_of_part(prompt, batch, batch.label_tokens())
+    }
+
+    /// Like [`Model::loss_and_grad`], for a batch that is part of a larger one with `all_label_tokens` label tokens: the
+    /// gradients of the parts add up to that of the whole. The loss is still the part's own mean.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn loss_and_grad_of_part(
+        &self,
+        prompt: &Tensor,
+        batch: &Batch,
+        all_label_tokens: usize,
+    ) -> Result<LossAndGrad> {
+        if prompt.rows() == 0 {
+            return Err(Error::input(Place::item("prompt"), "at least one row to train", "none"));
+        }
+        let mut tape = Tape::new();
+        let leaf = tape.leaf(prompt.clone());
+        let (output, loss) = self.forward(&mut tape, &leaf, batch, all_label_tokens)?;
+        let grad = self.device().run(|| tape.backward(&output, &leaf))?;
+        Ok(LossAndGrad { loss, grad })
+    }
+
+    fn forward(&self, tape: &mut Tape, prompt: &Var, batch: &Batch, divisor: usize) -> Result<(Var, Loss)> {
+        let width = self.config().hidden_size;
+        let value = prompt.tensor();
+        if value.cols() != width || value.dtype() != self.dtype() {
+            let expected = format!("rows of width {width} in {}", self.dtype());
+            return Err(Error::input(Place::item("prompt"), expected, value.describe())
+                .hint(format!("this prompt is not for {}", self.name())));
+        }
+        let layout = batch.layout(value.rows())?;
+        let scale = vec![1.0 / divisor.max(1) as f64; layout.labels.len()];
+        let scored = self.device().run(|| {
+            let hidden = self.hidden(tape, prompt, &layout, None)?;
+            self.cross_entropy(tape, &hidden, &layout, &scale)
+        })?;
+        let mut by_example = vec![0.0; batch.len()];
+        for (&example, nll) in layout.sequence_of.iter().zip(&scored.nll) {
+            by_example[example] += nll;
+        }
+        let label_tokens = batch.label_tokens();
+        let mean = by_example.iter().sum::<f64>() / label_tokens.max(1) as f64;
+        Ok((scored.loss, Loss { mean, by_example, label_tokens }))
+    }
+
+    /// A prompt `[rows, d]` for this model from values row after row, rounded to the model's type.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there are not `rows × d` of them.
+    pub fn prompt_from(&self, rows: usize, values: &[f64]) -> Result<Tensor> {
+        let width = self.config().hidden_size;
+        if values.len() != rows * width {
+            let expected = format!("{rows} rows of width {width}");
+            return Err(Error::input(Place::item("prompt"), expected, format!("{} values", values.len())));
+        }
+        Tensor::from_f64(self.device(), rows, width, self.dtype(), values, Kind::Optimizer)
+    }
+}

@@ -1,0 +1,219 @@
+//! A frozen matrix as ops use it: panels of it, in the type they compute in.
+//!
+//! The stored bytes stay in the memory map. A panel that is stored in the working type is borrowed; any other is widened
+//! into scratch that lives as long as the panel, so that the model never exists a second time in memory, unless
+//! [`Matrix::widen`] was asked to trade memory for speed.
+
+use super::StoredTensor;
+use crate::device::{Device, Kind};
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::tensor::{Tensor, with_element};
+use faer::MatRef;
+use std::ops::Range;
+
+/// How a stored matrix maps inputs to outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orientation {
+    /// A row per output: `y = x Wᵀ`, as `nn.Linear` and GGUF store it.
+    RowPerOutput,
+    /// A row per input: `y = x W`, as GPT-2's `Conv1D` stores it.
+    RowPerInput,
+}
+
+/// A block of a stored matrix, used as a linear map.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    stored: StoredTensor,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    orientation: Orientation,
+    widened: Option<Tensor>,
+}
+
+/// Panels of rows or of columns of the stored block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Whole rows.
+    Rows,
+    /// Whole columns.
+    Cols,
+}
+
+/// Part of a matrix in the working type.
+pub enum Panel<'a, E: Element> {
+    /// Straight from where it is stored.
+    Borrowed(MatRef<'a, E>),
+    /// Widened into scratch, row after row.
+    Widened(Tensor),
+}
+
+impl<E: Element> Panel<'_, E> {
+    /// The panel as a matrix.
+    pub fn view(&self) -> MatRef<'_, E> {
+        match self {
+            Self::Borrowed(view) => *view,
+            Self::Widened(tensor) => MatRef::from_row_major_slice(tensor.as_slice(), tensor.rows(), tensor.cols()),
+        }
+    }
+}
+
+impl Matrix {
+    /// The whole of a two-dimensional stored tensor.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it has another number of dimensions.
+    pub fn new(stored: StoredTensor, orientation: Orientation) -> Result<Self> {
+        let &[rows, cols] = stored.shape() else {
+            return Err(Error::input(
+                crate::error::Place::file(stored.path()).of(stored.name()),
+                "a matrix",
+                format!("shape {:?}", stored.shape()),
+            ));
+        };
+        Ok(Self { stored, rows: 0..rows, cols: 0..cols, orientation, widened: None })
+    }
+
+    /// The same matrix restricted to some of its outputs, as one of the projections of a fused q, k, v.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if the range is out of bounds or cuts a block of a quantised format.
+    pub fn outputs(&self, outputs: Range<usize>) -> Result<Self> {
+        let block = self.stored.format().block_len();
+        let mut part = self.clone();
+        let (side, granule) = match self.orientation {
+            Orientation::RowPerOutput => (&mut part.rows, 1),
+            Orientation::RowPerInput => (&mut part.cols, block),
+        };
+        if outputs.end > side.len() || outputs.start % granule != 0 || outputs.end % granule != 0 {
+            return Err(Error::op("matrix", format!("outputs within {}", side.len()), format!("{outputs:?}")));
+        }
+        *side = side.start + outputs.start..side.start + outputs.end;
+        part.widened = None;
+        Ok(part)
+    }
+
+    /// How many numbers go in.
+    pub fn in_features(&self) -> usize {
+        match self.orientation {
+            Orientation::RowPerOutput => self.cols.len(),
+            Orientation::RowPerInput => self.rows.len(),
+        }
+    }
+
+    /// How many numbers come out.
+    pub fn out_features(&self) -> usize {
+        match self.orientation {
+            Orientation::RowPerOutput => self.rows.len(),
+            Orientation::RowPerInput => self.cols.len(),
+        }
+    }
+
+    /// How it maps inputs to outputs.
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
+    }
+
+    /// Whether panels in `dtype` are borrowed rather than widened.
+    pub fn is_direct(&self, dtype: DType) -> bool {
+        self.widened.as_ref().is_some_and(|tensor| tensor.dtype() == dtype)
+            || with_element!(dtype, E => self.stored.as_slice::<E>().is_some())
+    }
+
+    /// Widens the whole block once, to be borrowed from then on: faster steps for `rows × cols` elements of memory.
+    pub fn widen(&mut self, device: &Device, dtype: DType) {
+        if !self.is_direct(dtype) {
+            self.widened = Some(with_element!(dtype, E => {
+                let mut whole = Tensor::scratch(device, self.rows.len(), self.cols.len(), dtype, Kind::Weights);
+                self.widen_block::<E>(0..self.rows.len(), 0..self.cols.len(), whole.make_mut());
+                whole
+            }));
+        }
+    }
+
+    /// How wide panels along `axis` should be: near `wanted`, and never cutting a quantised block.
+    pub fn panel_width(&self, axis: Axis, wanted: usize, dtype: DType) -> usize {
+        match axis {
+            Axis::Cols if !self.is_direct(dtype) => wanted.next_multiple_of(self.stored.format().block_len()),
+            _ => wanted,
+        }
+    }
+
+    /// The rows or columns `range` of the stored block, all of the other axis.
+    pub fn panel<'a, E: Element>(&'a self, axis: Axis, range: Range<usize>, device: &Device) -> Panel<'a, E> {
+        let (rows, cols) = match axis {
+            Axis::Rows => (range, 0..self.cols.len()),
+            Axis::Cols => (0..self.rows.len(), range),
+        };
+        if let Some(whole) = self.direct::<E>() {
+            return Panel::Borrowed(whole.submatrix(rows.start, cols.start, rows.len(), cols.len()));
+        }
+        let mut panel = Tensor::scratch(device, rows.len(), cols.len(), E::DTYPE, Kind::Workspace);
+        self.widen_block::<E>(rows, cols, panel.make_mut());
+        Panel::Widened(panel)
+    }
+
+    /// Writes row `row` of the stored block to `out`.
+    pub fn widen_row<E: Element>(&self, row: usize, out: &mut [E]) {
+        match self.direct::<E>() {
+            Some(whole) => {
+                for (out, col) in out.iter_mut().zip(0..whole.ncols()) {
+                    *out = whole[(row, col)];
+                }
+            }
+            None => self.widen_block(row..row + 1, 0..self.cols.len(), out),
+        }
+    }
+
+    /// The block where it lies, if it lies in `E`.
+    fn direct<E: Element>(&self) -> Option<MatRef<'_, E>> {
+        if let Some(whole) = self.widened.as_ref().filter(|whole| whole.dtype() == E::DTYPE) {
+            return Some(MatRef::from_row_major_slice(whole.as_slice(), whole.rows(), whole.cols()));
+        }
+        let shape = self.stored.shape();
+        let whole = MatRef::from_row_major_slice(self.stored.as_slice::<E>()?, shape[0], shape[1]);
+        Some(whole.submatrix(self.rows.start, self.cols.start, self.rows.len(), self.cols.len()))
+    }
+
+    fn widen_block<E: Element>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [E]) {
+        let stride = self.stored.shape()[1];
+        let first = |row: usize| (self.rows.start + row) * stride + self.cols.start + cols.start;
+        if cols.len() == stride {
+            self.stored.widen(first(rows.start), out);
+        } else if !cols.is_empty() {
+            for (row, out) in rows.zip(out.chunks_exact_mut(cols.len())) {
+                self.stored.widen(first(row), out);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_are_the_same_whether_borrowed_or_widened() {
+        let device = Device::cpu(Some(1)).unwrap();
+        let values: Vec<f32> = (0..6 * 8).map(|i| i as f32 / 4.0).collect();
+        let stored = StoredTensor::from_values("w", vec![6, 8], values).unwrap();
+        let part = Matrix::new(stored, Orientation::RowPerInput).unwrap().outputs(2..7).unwrap();
+        assert_eq!((part.in_features(), part.out_features()), (6, 5));
+        for (axis, range) in [(Axis::Rows, 1..4), (Axis::Cols, 1..3)] {
+            let borrowed = part.panel::<f32>(axis, range.clone(), &device);
+            let widened = part.panel::<f64>(axis, range.clone(), &device);
+            assert!(matches!((&borrowed, &widened), (Panel::Borrowed(_), Panel::Widened(_))));
+            let (a, b) = (borrowed.view(), widened.view());
+            assert_eq!((a.nrows(), a.ncols()), (b.nrows(), b.ncols()));
+            for row in 0..a.nrows() {
+                for col in 0..a.ncols() {
+                    assert_eq!(f64::from(a[(row, col)]), b[(row, col)]);
+                }
+            }
+        }
+        let mut kept = part.clone();
+        kept.widen(&device, DType::F64);
+        assert!(kept.is_direct(DType::F64) && !part.is_direct(DType::F64));
+        assert_eq!(device.memory().current(Kind::Weights), 6 * 5 * 8);
+    }
+}

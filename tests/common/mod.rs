@@ -1,0 +1,99 @@
+//! What several test files share.
+#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+
+use safetensors::{Dtype, SafeTensors};
+use std::path::{Path, PathBuf};
+
+/// The folder of golden files.
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// A safetensors file, read whole.
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn read(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    fn get(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.0).unwrap()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.get().tensor(name).is_ok()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.get().names().into_iter().map(str::to_string).collect()
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        self.get().tensor(name).unwrap().shape().to_vec()
+    }
+
+    /// A tensor's numbers as f64, whatever type they have.
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        let file = self.get();
+        let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let data = tensor.data();
+        match tensor.dtype() {
+            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
+            Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect(),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+/// The rows of a golden causal case as (input, target), padding removed.
+pub fn causal_rows(golden: &Golden, case: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let shape = golden.shape(&format!("{case}.input_ids"));
+    let numbers = |name: &str| golden.numbers(&format!("{case}.{name}"));
+    let (ids, mask, labels) = (numbers("input_ids"), numbers("attention_mask"), numbers("labels"));
+    (0..shape[0])
+        .map(|row| {
+            let range = row * shape[1]..(row + 1) * shape[1];
+            let mut example = (Vec::new(), Vec::new());
+            for at in range.filter(|&at| mask[at] == 1.0) {
+                if labels[at] < 0.0 {
+                    assert!(example.1.is_empty(), "labels are the end of a row");
+                    example.0.push(ids[at] as u32);
+                } else {
+                    example.1.push(labels[at] as u32);
+                }
+            }
+            example
+        })
+        .collect()
+}
+
+/// Fails on NaN, another length, or a difference above `tolerance · max|want|`; says where.
+#[track_caller]
+pub fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let scale = want.iter().fold(0f64, |largest, x| largest.max(x.abs())).max(f64::MIN_POSITIVE);
+    close_absolute(what, got, want, tolerance * scale);
+}
+
+/// Fails on NaN, another length, or a difference above `tolerance`; says where.
+#[track_caller]
+pub fn close_absolute(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let mut worst = (0.0, 0);
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        let difference = (got - want).abs();
+        assert!(difference.is_finite(), "{what}[{at}]: got {got}, want {want}");
+        if difference > worst.0 {
+            worst = (difference, at);
+        }
+    }
+    let (difference, at) = worst;
+    assert!(
+        difference <= tolerance,
+        "{what}[{at}]: got {}, want {}, off by {difference:e} where {tolerance:e} is allowed",
+        got[at],
+        want[at]
+    );
+}

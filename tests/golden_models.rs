@@ -1,0 +1,48 @@
+//! Losses and prompt gradients against what PEFT computes in float64.
+
+mod common;
+
+use common::{Golden, causal_rows, close, close_absolute, golden};
+use softprompt::{Batch, DType, Device, Model, ModelOptions, WeightStorage};
+
+fn check(name: &str, case: &str, dtype: DType, weights: WeightStorage) {
+    let folder = golden(name);
+    let file = Golden::read(&folder.join("golden.safetensors"));
+    let device = Device::cpu(Some(2)).unwrap();
+    let model = Model::open(&folder, &device, ModelOptions { dtype, weights }).unwrap();
+    let rows = file.shape(&format!("{case}.prompt"))[0];
+    let prompt = model.prompt_from(rows, &file.numbers(&format!("{case}.prompt"))).unwrap();
+    let mut batch = Batch::new();
+    for (input, target) in causal_rows(&file, case) {
+        batch.push(&input, &target).unwrap();
+    }
+    let result = model.loss_and_grad(&prompt, &batch).unwrap();
+    let what = format!("{name} {case} {dtype}");
+    let want = file.numbers(&format!("{case}.grad_f64"));
+    let loss = file.numbers(&format!("{case}.losses_f64"))[0];
+    match dtype {
+        DType::F64 => {
+            close(&format!("{what} loss"), &[result.loss.mean], &[loss], 1e-9);
+            close(&format!("{what} gradient"), &result.grad.to_f64_vec(), &want, 1e-9);
+        }
+        DType::F32 => {
+            // How far PEFT's own float32 is from its float64.
+            let meta = std::fs::read(folder.join("meta.json")).unwrap();
+            let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+            let error = meta["cases"][case]["f32_peft_grad_max_abs_diff"].as_f64().unwrap();
+            close_absolute(&format!("{what} gradient"), &result.grad.to_f64_vec(), &want, 4.0 * error);
+        }
+    }
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_peft() {
+    for name in ["llama", "llama_untied", "qwen2", "gpt2"] {
+        for case in ["main", "all_text_labels", "nopad"] {
+            for dtype in [DType::F64, DType::F32] {
+                check(name, case, dtype, WeightStorage::Mapped);
+                check(name, case, dtype, WeightStorage::Widened);
+            }
+        }
+    }
+}
