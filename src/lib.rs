@@ -2,5 +2,6 @@
 
 pub mod dtype;
 pub mod error;
+pub mod weights;
 
 pub use error::{Error, Result};
