@@ -1,16 +1,23 @@
 //! Soft prompt tuning of frozen language models: only the work the prompt's gradient needs.
 
+pub mod checkpoint;
 pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod layout;
+pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod ops;
+pub mod optim;
+pub mod prompt;
 pub mod step;
+pub mod storage;
 pub mod tape;
 pub mod tensor;
+pub mod tensorfile;
+pub mod values;
 pub mod weights;
 
 pub use device::Device;
