@@ -2,5 +2,9 @@
 
 pub mod dtype;
 pub mod error;
+pub mod prompt;
+pub mod storage;
+pub mod tensorfile;
+pub mod values;
 
 pub use error::{Error, Result};
