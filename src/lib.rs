@@ -2,6 +2,7 @@
 
 pub mod dtype;
 pub mod error;
+pub mod metrics;
 pub mod optim;
 pub mod prompt;
 pub mod storage;
