@@ -213,12 +213,12 @@ impl<'a> ExampleMaker<'a> {
         if row.fields.contains_key("input_ids") || row.fields.contains_key("target_ids") {
             return self.fit(from_ids(row)?, 0, ["input_ids", "target_ids"]);
         }
-        let (example, kept) = self.from_text(row)?;
+        let (example, kept) = self.text_example(row)?;
         self.fit(example, kept, ["input", "target"])
     }
 
     /// The example of a text row, and how many ids at its start are no part of the text.
-    fn from_text(&self, row: &Record) -> Result<(Example, usize)> {
+    fn text_example(&self, row: &Record) -> Result<(Example, usize)> {
         let Some(encoder) = &self.encoder else {
             return Err(Error::input(
                 Place::default(),
