@@ -1,0 +1,88 @@
+//! Keys that contradict each other.
+
+use super::{Metric, PromptInit, Resolved};
+use crate::{Error, Result};
+
+/// Refuses combinations that cannot be meant, naming both keys.
+pub(super) fn check(resolved: &Resolved) -> Result<()> {
+    check_init(resolved)?;
+    check_evaluation(resolved)?;
+    check_steps(resolved)
+}
+
+fn check_init(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    let text = config.prompt_tuning_init_text.as_deref().is_some_and(|text| !text.is_empty());
+    let companions = [
+        (PromptInit::Text, "text", "prompt_tuning_init_text", text, config.prompt_tuning_init_text.is_some()),
+        (
+            PromptInit::File,
+            "file",
+            "prompt_init_file",
+            config.prompt_init_file.is_some(),
+            config.prompt_init_file.is_some(),
+        ),
+    ];
+    for (init, word, key, usable, given) in companions {
+        let chosen = config.prompt_tuning_init == init;
+        if chosen && !usable {
+            let got = if given { "an empty one" } else { "none" };
+            return Err(Error::config(
+                resolved.place("prompt_tuning_init"),
+                format!("{key} beside prompt_tuning_init = {word}"),
+                got,
+            )
+            .hint(format!("set {key}, or choose another prompt_tuning_init")));
+        }
+        if given && !chosen {
+            return Err(Error::config(
+                resolved.place(key),
+                format!("prompt_tuning_init = {word} beside {key}"),
+                format!("another, from {}", resolved.source("prompt_tuning_init")),
+            )
+            .hint(format!("set prompt_tuning_init = {word}, or remove {key}")));
+        }
+    }
+    Ok(())
+}
+
+fn check_evaluation(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    let fraction = config.eval_fraction > 0.0;
+    if fraction && config.eval_file.is_some() {
+        return Err(Error::config(
+            resolved.place("eval_fraction"),
+            "one of eval_file and eval_fraction",
+            format!("both, eval_file from {}", resolved.source("eval_file")),
+        )
+        .hint("held-out rows come from a file of their own or from train_file, not from both"));
+    }
+    if fraction || config.eval_file.is_some() {
+        return Ok(());
+    }
+    let wants = [
+        ("early_stopping_patience", config.early_stopping_patience.is_some()),
+        ("eval_steps", config.eval_steps.is_some()),
+        ("metric_for_best_model", config.metric_for_best_model != Metric::Loss),
+    ];
+    match wants.into_iter().find(|&(_, wanted)| wanted) {
+        None => Ok(()),
+        Some((key, _)) => {
+            Err(Error::config(resolved.place(key), format!("eval_file or eval_fraction beside {key}"), "neither")
+                .hint(format!("say what to evaluate on, or remove {key}")))
+        }
+    }
+}
+
+fn check_steps(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    match config.max_steps {
+        Some(max) if config.warmup_steps > max => Err(Error::config(
+            resolved.place("warmup_steps"),
+            format!("at most max_steps = {max} (from {})", resolved.source("max_steps")),
+            config.warmup_steps.to_string(),
+        )
+        .hint("the learning rate would never reach its peak")),
+        _ => Ok(()),
+    }
+}
