@@ -174,7 +174,7 @@ mod tests {
 
     fn masked(bytes: &[u8]) -> [u8; 4] {
         let crc = crc(bytes);
-        (((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)).to_le_bytes()
+        crc.rotate_left(17).wrapping_add(0xa282_ead8).to_le_bytes()
     }
 
     fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {

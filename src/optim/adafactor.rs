@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn wave(i: usize, j: usize, t: usize) -> f64 {
-        ((i * 31 + j * 17 + t * 7) as f64).sin() * if (i + t) % 3 == 0 { 1e-3 } else { 5.0 }
+        ((i * 31 + j * 17 + t * 7) as f64).sin() * if (i + t).is_multiple_of(3) { 1e-3 } else { 5.0 }
     }
 
     fn against_naive<E: Element>(rows: usize, cols: usize, tolerance: f64) {
