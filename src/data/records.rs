@@ -209,4 +209,56 @@ mod tests {
         let error = rows[1].as_ref().unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}:2: ", path.display())), "{error}");
     }
+
+    /// The rows of `bytes` up to the first error.
+    fn rows(name: &str, bytes: &[u8]) -> Vec<Result<Record>> {
+        let mut next: Box<dyn FnMut() -> Result<Option<Record>>> = match name {
+            "a.csv" => match CsvRows::open(bytes, b',') {
+                Ok(mut rows) => Box::new(move || rows.next_row()),
+                Err(error) => return vec![Err(error)],
+            },
+            _ => {
+                let mut rows = JsonRows::new(bytes);
+                Box::new(move || rows.next_row())
+            }
+        };
+        let mut broken = false;
+        std::iter::from_fn(|| {
+            let row = if broken { None } else { next().transpose() };
+            broken = matches!(row, Some(Err(_)));
+            row
+        })
+        .collect()
+    }
+
+    #[test]
+    fn no_damage_to_a_file_makes_it_panic() {
+        let whole: [(&str, &[u8]); 2] = [
+            (
+                "a.jsonl",
+                b"{\"input\": \"a\\u00e9\", \"target\": \"b\"}\r\n{\"input_ids\": [1, 2], \"target_ids\": [3]}\n",
+            ),
+            ("a.csv", b"input,target\r\n\"a, \"\"b\"\"\nc\",1\n\nd,\xC3\xA9\n"),
+        ];
+        let mut state = 1u64;
+        let mut draw = |below: usize| {
+            state = super::super::hash::splitmix64(state);
+            (state % below as u64) as usize
+        };
+        for round in 0..4000 {
+            let (name, content) = whole[round % 2];
+            let mut content = content[..content.len() - draw(4) * draw(12)].to_vec();
+            for _ in 0..draw(5) {
+                let at = draw(content.len());
+                content[at] = b"\"\n\r,{}[]\\:0\0\xFF\xC3 "[draw(15)];
+            }
+            let lines = 1 + content.iter().filter(|&&b| b == b'\n').count() as u64;
+            for row in rows(name, &content) {
+                match row {
+                    Ok(record) => assert!((1..=lines).contains(&record.line), "{content:?}"),
+                    Err(error) => assert_eq!(error.exit_code(), 4, "{content:?}"),
+                }
+            }
+        }
+    }
 }
