@@ -1,6 +1,7 @@
 //! Soft prompt tuning of frozen language models: only the work the prompt's gradient needs.
 
 pub mod checkpoint;
+pub mod config;
 pub mod data;
 pub mod device;
 pub mod dtype;
