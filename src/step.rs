@@ -54,7 +54,11 @@ impl Batch {
         self.examples.iter().map(|(ids, _)| ids.len()).sum()
     }
 
-    fn layout(&self, prompt_rows: usize) -> Result<Layout> {
+    /// How the batch lies behind a prompt of `prompt_rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an example with an empty input if there is no prompt.
+    pub fn layout(&self, prompt_rows: usize) -> Result<Layout> {
         let sequences: Vec<Sequence<'_>> = self
             .examples
             .iter()

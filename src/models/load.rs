@@ -7,20 +7,35 @@ use crate::error::{Error, Place, Result};
 use crate::nn::{Linear, Norm};
 use crate::tensor::Tensor;
 use crate::weights::{Matrix, Orientation, StoredTensor, Weights};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::sync::Arc;
 
+/// Where tensors come from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin<'a> {
+    /// An opened model.
+    Files(&'a Weights),
+    /// Made up on the spot: every name exists, in the shape asked for.
+    Random {
+        /// What the numbers derive from, together with the tensor's name.
+        seed: u64,
+    },
+}
+
 /// Reads tensors for one device and type, and counts the mapped bytes.
 pub(super) struct Loader<'a> {
-    weights: &'a Weights,
+    origin: Origin<'a>,
     pub(super) device: &'a Device,
     options: ModelOptions,
     mapped_bytes: Cell<usize>,
 }
 
 impl<'a> Loader<'a> {
-    pub(super) fn new(weights: &'a Weights, device: &'a Device, options: ModelOptions) -> Self {
-        Self { weights, device, options, mapped_bytes: Cell::new(0) }
+    pub(super) fn new(origin: Origin<'a>, device: &'a Device, options: ModelOptions) -> Self {
+        Self { origin, device, options, mapped_bytes: Cell::new(0) }
     }
 
     pub(super) fn dtype(&self) -> DType {
@@ -28,7 +43,7 @@ impl<'a> Loader<'a> {
     }
 
     pub(super) fn is_gguf(&self) -> bool {
-        self.weights.gguf().is_some()
+        matches!(self.origin, Origin::Files(weights) if weights.gguf().is_some())
     }
 
     pub(super) fn mapped_bytes(&self) -> usize {
@@ -36,11 +51,14 @@ impl<'a> Loader<'a> {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.weights.find(name).is_some()
+        matches!(self.origin, Origin::Files(weights) if weights.find(name).is_some())
     }
 
     fn get(&self, name: &str, shape: &[usize]) -> Result<StoredTensor> {
-        let stored = self.weights.get(name)?;
+        let stored = match self.origin {
+            Origin::Files(weights) => weights.get(name)?,
+            Origin::Random { seed } => random(name, shape, seed)?,
+        };
         if stored.shape() != shape {
             return Err(Error::input(
                 Place::file(stored.path()).of(name),
@@ -129,4 +147,23 @@ impl<'a> Loader<'a> {
         let weight = self.vector(&format!("{prefix}.weight"), length)?;
         Ok(Norm::Layer { weight, bias: self.vector(&format!("{prefix}.bias"), length)?, epsilon })
     }
+}
+
+/// Numbers as a freshly initialised model has them: matrices normal with deviation 0.02, norms near 1, biases near 0.
+fn random(name: &str, shape: &[usize], seed: u64) -> Result<StoredTensor> {
+    let mut hasher = Sha256::new();
+    hasher.update(seed.to_le_bytes());
+    hasher.update(name);
+    let mut generator = ChaCha8Rng::from_seed(hasher.finalize().into());
+    let is_norm = shape.len() == 1 && !name.ends_with("bias");
+    let centre = if is_norm { 1.0 } else { 0.0 };
+    // The sum of twelve uniform numbers has deviation 1, is as good as normal here, and the same on every platform.
+    let mut normal = || (0..3).map(|_| spread(generator.next_u64())).sum::<f32>();
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| centre + 0.02 * normal()).collect();
+    StoredTensor::from_values(name, shape, values)
+}
+
+/// The sum of four uniform numbers in [-1/2, 1/2), one of each 16 bits.
+fn spread(bits: u64) -> f32 {
+    (0..4).map(|part| (bits >> (16 * part) & 0xFFFF) as f32 / 65_536.0 - 0.5).sum()
 }

@@ -7,6 +7,7 @@ mod config;
 mod gpt2;
 mod llama;
 mod load;
+mod shapes;
 
 pub use cache::{KeyValueCache, Step};
 pub use config::{Family, ModelConfig, RopeScaling};
@@ -20,7 +21,7 @@ use crate::ops::{self, CrossEntropy};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::weights::{Matrix, Weights, locate::locate};
-use load::Loader;
+use load::{Loader, Origin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,19 +95,39 @@ impl Model {
         let path = locate(&name)?;
         let weights = Weights::open(&path)?;
         let config = ModelConfig::read(&path, &weights)?;
-        let loader = Loader::new(&weights, device, options);
+        let tokenizer = Tokenizer::open(&path, &weights)?;
+        let loader = Loader::new(Origin::Files(&weights), device, options);
+        Self::load(name, path, config, tokenizer, &loader, options)
+    }
+
+    /// A model of the given sizes with random weights, for benches and tests: the same seed, the same weights.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if the sizes contradict each other.
+    pub fn random(config: ModelConfig, seed: u64, device: &Device, options: ModelOptions) -> Result<Self> {
+        let loader = Loader::new(Origin::Random { seed }, device, options);
+        Self::load("random".into(), PathBuf::from("random"), config, None, &loader, options)
+    }
+
+    fn load(
+        name: String,
+        path: PathBuf,
+        config: ModelConfig,
+        tokenizer: Option<Tokenizer>,
+        loader: &Loader<'_>,
+        options: ModelOptions,
+    ) -> Result<Self> {
         let (network, head) = match config.family {
             Family::Llama | Family::Mistral | Family::Qwen2 => {
-                let (llama, head) = llama::Llama::load(&loader, &config)?;
+                let (llama, head) = llama::Llama::load(loader, &config)?;
                 (Network::Llama(llama), head)
             }
             Family::Gpt2 => {
-                let (gpt2, head) = gpt2::Gpt2::load(&loader, &config)?;
+                let (gpt2, head) = gpt2::Gpt2::load(loader, &config)?;
                 (Network::Gpt2(gpt2), head)
             }
         };
-        let tokenizer = Tokenizer::open(&path, &weights)?;
-        let mapped_bytes = loader.mapped_bytes();
+        let (device, mapped_bytes) = (loader.device, loader.mapped_bytes());
         device.count_external(mapped_bytes, Kind::Weights);
         let (device, dtype) = (device.clone(), options.dtype);
         Ok(Self { name, path, device, dtype, config, network, head, tokenizer, mapped_bytes })

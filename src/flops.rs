@@ -1,0 +1,81 @@
+//! The arithmetic of a step, counted: what the prompt's gradient needs and nothing else.
+//!
+//! A product of `[m, k]` and `[k, n]` counts `2 m n k`. Symbols: L layers, width d, P prompt rows, N packed example rows,
+//! M = P + N, R scored rows.
+
+use crate::layout::Layout;
+use crate::models::{Family, ModelConfig};
+
+/// A matrix product that a step computes `count` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Product {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// The length of the sums.
+    pub k: usize,
+    /// How often.
+    pub count: usize,
+}
+
+impl Product {
+    /// Floating-point operations of all of them.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.m as f64 * self.n as f64 * self.k as f64 * self.count as f64
+    }
+}
+
+/// The products with frozen matrices of one forward and backward pass over `layout`.
+pub fn frozen_products(config: &ModelConfig, layout: &Layout) -> Vec<Product> {
+    let (all, scored, prompt) = (layout.rows(), layout.scored_rows.len(), layout.total_prompt_rows());
+    let layers = config.num_hidden_layers;
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let gates = if config.family == Family::Gpt2 { 1 } else { 2 };
+    let mut products = Vec::new();
+    for layer in 0..layers {
+        let asking = if layer + 1 == layers { scored } else { all };
+        // The first layer's projections send gradient to the prompt's rows alone.
+        let (back, back_asking) = if layer == 0 { (prompt, asking.min(prompt)) } else { (all, asking) };
+        let mut both = |forward, backward, outputs, inputs, count| {
+            products.push(Product { m: forward, n: outputs, k: inputs, count });
+            products.push(Product { m: backward, n: inputs, k: outputs, count });
+        };
+        both(asking, back_asking, queries, width, 1);
+        both(all, back, keys, width, 2);
+        both(asking, asking, width, queries, 1);
+        both(asking, asking, inner, width, gates);
+        both(asking, asking, width, inner, 1);
+    }
+    products.push(Product { m: scored, n: config.vocab_size, k: width, count: 1 });
+    products.push(Product { m: scored, n: width, k: config.vocab_size, count: 1 });
+    merge(products)
+}
+
+fn merge(products: Vec<Product>) -> Vec<Product> {
+    let mut merged: Vec<Product> = Vec::new();
+    for product in products {
+        match merged.iter_mut().find(|other| (other.m, other.n, other.k) == (product.m, product.n, product.k)) {
+            Some(other) => other.count += product.count,
+            None => merged.push(product),
+        }
+    }
+    merged
+}
+
+/// The attention's floating-point operations of one forward and backward pass: two products forward and five backward
+/// for each query and key it sees, of which the first layer needs only what reaches the prompt.
+pub fn attention_flops(config: &ModelConfig, layout: &Layout) -> f64 {
+    let pairs = |segments: &crate::layout::Segments| -> f64 {
+        let seen = segments.as_slice().iter().map(|segment| {
+            let context: usize = segment.context.iter().map(|span| span.len()).sum();
+            let own: usize = segments.visible()[segment.queries.clone()].iter().sum();
+            segment.queries.len() * context + own
+        });
+        seen.sum::<usize>() as f64
+    };
+    let per_pair = 2.0 * (config.head_dim * config.num_attention_heads) as f64;
+    let middle = config.num_hidden_layers.saturating_sub(1) as f64;
+    per_pair * 7.0 * (middle * pairs(&layout.all) + pairs(&layout.scored))
+}
