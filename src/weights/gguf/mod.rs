@@ -4,6 +4,8 @@
 //! the table, then, aligned, the data. Every count and length is checked against what is left of the file before
 //! anything is reserved for it, and arrays stay in the file until they are walked.
 
+#[cfg(test)]
+pub(crate) mod build;
 mod cursor;
 mod value;
 
