@@ -9,6 +9,20 @@ pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// Every folder of golden files with each of its cases, but for `left_pad`: a behaviour of PEFT's that is not a goal.
+pub fn golden_cases() -> Vec<(String, String)> {
+    let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut cases = Vec::new();
+    for folder in folders {
+        let Ok(meta) = std::fs::read(golden(&folder).join("meta.json")) else { continue };
+        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+        let names = meta["cases"].as_object().unwrap().keys().filter(|case| *case != "left_pad");
+        cases.extend(names.map(|case| (folder.clone(), case.clone())));
+    }
+    cases.sort();
+    cases
+}
+
 /// A safetensors file, read whole.
 pub struct Golden(Vec<u8>);
 
