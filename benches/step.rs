@@ -40,7 +40,7 @@ fn main() {
             let start = Instant::now();
             model.loss_and_grad(&prompt, &batch).expect("a step");
             let step = flops / start.elapsed().as_secs_f64() / 1e9;
-            (step, frozen / device.run(|| library_seconds(&products, threads)) / 1e9)
+            (step, frozen / library(&device, &products, threads) / 1e9)
         })
         .collect();
     rounds.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
@@ -53,6 +53,10 @@ fn main() {
     for kind in Kind::ALL {
         println!("peak     {:>18} {:9.1} MiB", kind.name(), memory.at_peak(kind) as f64 / f64::from(1 << 20));
     }
+}
+
+fn library(device: &Device, products: &[Product], threads: usize) -> f64 {
+    device.run(|| Ok(library_seconds(products, threads))).expect("the library's rate")
 }
 
 fn ratio((step, library): (f64, f64)) -> f64 {

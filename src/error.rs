@@ -109,15 +109,14 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut colon = "";
-        if let Some(path) = &self.path {
-            write!(f, "{}", path.display())?;
-            colon = ": ";
-        }
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
+        match (&self.path, self.line) {
+            (Some(path), Some(line)) => write!(f, "{}:{line}", path.display())?,
+            (Some(path), None) => write!(f, "{}", path.display())?,
+            (None, Some(line)) => write!(f, "line {line}")?,
+            (None, None) => {}
         }
         if let Some(item) = &self.item {
+            let colon = if self.path.is_some() || self.line.is_some() { ": " } else { "" };
             write!(f, "{colon}{item}")?;
         }
         Ok(())
@@ -255,6 +254,7 @@ mod tests {
             "data.jsonl:7: label: expected a non-empty string, got \"\" (give every row a label)"
         );
         assert_eq!(error.exit_code(), 4);
+        assert_eq!(Place::item("label").at_line(7).to_string(), "line 7: label");
     }
 
     #[test]

@@ -68,12 +68,20 @@ impl CpuDevice {
     pub(super) fn allocate(&self, bytes: usize, kind: Kind) -> Buffer {
         let lines = bytes.div_ceil(size_of::<Line>());
         self.0.ledger.add(bytes, kind);
-        let mut lines = self.pool().take(lines).unwrap_or_else(|| bytemuck::zeroed_vec(lines));
+        let pooled = self.pool().take(lines);
+        let mut lines = pooled.unwrap_or_else(|| fresh(lines).unwrap_or_else(|| self.out_of_memory(bytes, kind)));
         if cfg!(debug_assertions) {
             // All ones is a NaN in f32 and f64: what is read before it is written shows in the result.
             bytemuck::cast_slice_mut::<Line, u8>(&mut lines).fill(0xFF);
         }
         Buffer { lines, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
+    }
+
+    /// Unwinds to [`super::Device::run`], which makes an error of it: threading a result through every buffer of every
+    /// op would cost more clarity than the rare case is worth.
+    fn out_of_memory(&self, bytes: usize, kind: Kind) -> ! {
+        self.0.ledger.remove(bytes, kind);
+        std::panic::resume_unwind(Box::new(OutOfMemory { bytes, kind, held: self.0.ledger.report().current_total() }))
     }
 
     fn give_back(&self, lines: Vec<Line>) {
@@ -82,6 +90,18 @@ impl CpuDevice {
         let room = report.peak_total().saturating_sub(report.current_total()) / size_of::<Line>();
         self.pool().put(lines, room);
     }
+}
+
+/// The reason a device's work was unwound.
+pub(super) struct OutOfMemory {
+    pub(super) bytes: usize,
+    pub(super) kind: Kind,
+    pub(super) held: usize,
+}
+
+/// Zeroed memory, or nothing if the system has none to give.
+fn fresh(lines: usize) -> Option<Vec<Line>> {
+    bytemuck::allocation::try_zeroed_vec(lines).ok()
 }
 
 impl Pool {
@@ -200,6 +220,16 @@ mod tests {
         let other = device.allocate(64 * 10, Kind::Workspace);
         drop((again, other));
         assert!(device.pool().lines * 64 <= device.ledger().report().peak_total() + 64);
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        let device = Device::cpu(Some(1)).unwrap();
+        let error = device.run(|| Ok(device.allocate(1 << 60, Kind::SavedActivations))).unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().contains("saved_activations"), "{error}");
+        assert_eq!(device.memory().current_total(), 0);
+        assert!(device.run(|| Ok(device.allocate(64, Kind::Workspace))).is_ok());
     }
 
     #[test]

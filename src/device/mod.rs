@@ -10,7 +10,7 @@ pub use cpu::Buffer;
 pub use memory::{Kind, MemoryReport};
 
 use crate::error::{Error, Place, Result};
-use cpu::CpuDevice;
+use cpu::{CpuDevice, OutOfMemory};
 
 /// A device: the memory it owns and the threads that work on it. Clones share both.
 #[derive(Debug, Clone)]
@@ -56,11 +56,19 @@ impl Device {
         }
     }
 
-    /// Runs `work` on the device's own threads. Ops called outside use the process-wide pool, with the same results.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match self {
-            Self::Cpu(cpu) => cpu.run(work),
-        }
+    /// Runs `work` on the device's own threads. Ops called outside use the process-wide pool, with the same results, but
+    /// panic where memory runs out.
+    ///
+    /// # Errors
+    /// What `work` reports, and [`Error::Device`] if the device has too little memory for it.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        let outcome = match self {
+            Self::Cpu(cpu) => std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cpu.run(work))),
+        };
+        outcome.unwrap_or_else(|payload| match payload.downcast::<OutOfMemory>() {
+            Ok(short) => Err(short.into_error(self.name())),
+            Err(other) => std::panic::resume_unwind(other),
+        })
     }
 
     /// A buffer of `bytes` bytes for `kind`. What it holds at first is unspecified: in debug builds NaNs.
@@ -96,5 +104,14 @@ impl Device {
         match self {
             Self::Cpu(cpu) => cpu.ledger().reset_peak(),
         }
+    }
+}
+
+impl OutOfMemory {
+    fn into_error(self, device: &'static str) -> Error {
+        let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
+        let expected = format!("{} MiB more for {}", mebibytes(self.bytes), self.kind.name());
+        let got = format!("no memory, with {} MiB held", mebibytes(self.held));
+        Error::device(Place::item(device), expected, got).hint("take a smaller batch, or shorter examples or prompt")
     }
 }

@@ -196,7 +196,7 @@ mod tests {
     fn panels_are_the_same_whether_borrowed_or_widened() {
         let device = Device::cpu(Some(1)).unwrap();
         let values: Vec<f32> = (0..6 * 8).map(|i| i as f32 / 4.0).collect();
-        let stored = StoredTensor::from_values("w", vec![6, 8], values).unwrap();
+        let stored = StoredTensor::from_values("w", &[6, 8], values).unwrap();
         let part = Matrix::new(stored, Orientation::RowPerInput).unwrap().outputs(2..7).unwrap();
         assert_eq!((part.in_features(), part.out_features()), (6, 5));
         for (axis, range) in [(Axis::Rows, 1..4), (Axis::Cols, 1..3)] {
