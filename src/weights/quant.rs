@@ -150,15 +150,17 @@ fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
 
 /// The 32 integers of `[h: u32][16 bytes]` at byte `at`.
 #[inline(always)]
-fn five_bits(block: &[u8], at: usize) -> [u8; 32] {
+fn five_bits(block: &[u8], at: usize) -> [u32; 32] {
     let high = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    let low = &block[at + 4..at + 20];
-    let mut q = [0; 32];
+    let bytes = &block[at + 4..at + 20];
+    let mut low = [0; 32];
     for i in 0..16 {
-        q[i] = (low[i] & 15) | ((high >> i & 1) as u8) << 4;
+        low[i] = bytes[i] & 15;
+        low[i + 16] = bytes[i] >> 4;
     }
-    for i in 0..16 {
-        q[i + 16] = (low[i] >> 4) | ((high >> (i + 16) & 1) as u8) << 4;
+    let mut q = [0; 32];
+    for i in 0..32 {
+        q[i] = u32::from(low[i]) | (high >> i & 1) << 4;
     }
     q
 }
@@ -208,7 +210,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             let out = &mut out[32 * part + 16 * side..][..16];
             for i in 0..16 {
                 let l = 16 * side + i;
-                let q = (low[l] >> (4 * (k / 2)) & 15) | (upper[l] >> (2 * k) & 3) << 4;
+                let q = (u32::from(low[l]) >> (4 * (k / 2)) & 15) | (u32::from(upper[l]) >> (2 * k) & 3) << 4;
                 out[i] = s * number(q, 32);
             }
         }
@@ -216,8 +218,8 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 }
 
 #[inline(always)]
-fn number(q: u8, zero: i32) -> f32 {
-    (i32::from(q) - zero) as f32
+fn number(q: impl Into<u32>, zero: i32) -> f32 {
+    (q.into() as i32 - zero) as f32
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ fn naive(format: Format, block: &[u8], i: usize) -> f32 {
         Format::Q4K => {
             let group = i / 32;
             let byte = u32::from(block[16 + i / 64 * 32 + i % 32]);
-            let q = if group % 2 == 0 { byte % 16 } else { byte / 16 };
+            let q = byte >> (group % 2 * 4) & 15;
             let packed = |n: usize| u32::from(block[4 + n]);
             let (s, m) = match group {
                 0..4 => (packed(group) % 64, packed(group + 4) % 64),

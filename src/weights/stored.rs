@@ -28,6 +28,12 @@ impl Source {
         Ok(Arc::new(Self { path: path.to_path_buf(), buffer: Buffer::Mapped(super::map::map(path)?) }))
     }
 
+    /// What a file of these bytes would be.
+    #[cfg(test)]
+    pub(super) fn in_memory(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { path: PathBuf::from("m.gguf"), buffer: Buffer::Bytes(bytes) })
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.buffer {
             Buffer::Mapped(map) => map,

@@ -24,6 +24,8 @@ pub(super) fn beside(path: &Path, tokenizer: &Tokenizer) -> Result<Settings> {
         named(&config, &format!("{role}_token"), tokenizer)
             .or_else(|| numbered(&generation, &format!("{role}_token_id")))
             .or_else(|| numbered(&model, &format!("{role}_token_id")))
+            // A configuration may name an id the vocabulary does not have; it would be looked up in the embedding.
+            .filter(|&id| tokenizer.token(id).is_some())
     };
     let (mut bos, mut eos) = (id("bos"), id("eos"));
     let (before, after) = added(tokenizer)?;
