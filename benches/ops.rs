@@ -37,7 +37,7 @@ fn matrix(outputs: usize, inputs: usize) -> Arc<Matrix> {
 
 fn layout() -> Layout {
     let ids = vec![0u32; 32];
-    let one = Sequence { prompt: 0, parent: None, ids: &ids, first_label: 31, keep_last: false };
+    let one = Sequence::example(0, &ids, 31);
     Layout::causal(&[100], &[one; 32]).expect("a layout")
 }
 

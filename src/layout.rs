@@ -100,8 +100,18 @@ pub struct Sequence<'a> {
     pub ids: &'a [u32],
     /// Where its label tokens start in `ids`; all tokens from there are labels. `ids.len()` scores nothing.
     pub first_label: usize,
-    /// Whether the last token is a row too although nothing in the sequence follows it, as something continues it.
+    /// Whether the last token is a row too although nothing in the sequence follows it: something continues it, or its
+    /// end is scored.
     pub keep_last: bool,
+    /// Whether what follows the last token is scored, without a label: after the sequence's labels, if it has any.
+    pub score_end: bool,
+}
+
+impl<'a> Sequence<'a> {
+    /// An example behind prompt `prompt`: input tokens, then label tokens from `first_label` on.
+    pub fn example(prompt: usize, ids: &'a [u32], first_label: usize) -> Self {
+        Self { prompt, parent: None, ids, first_label, keep_last: false, score_end: false }
+    }
 }
 
 /// A causal stream: rows, positions, labels and what attention sees, in every layer and in the last.
@@ -119,7 +129,7 @@ pub struct Layout {
     pub scored: Segments,
     /// The stream rows whose logits are scored, in the order of the sequences. A row may be scored more than once.
     pub scored_rows: Vec<usize>,
-    /// The token that each scored row should predict.
+    /// The token that each scored row should predict; shorter than `scored_rows` if ends are scored without a label.
     pub labels: Vec<u32>,
     /// The sequence that each scored row belongs to.
     pub sequence_of: Vec<usize>,
@@ -230,6 +240,15 @@ impl Packing {
             self.layout.sequence_of.push(index);
             self.scored.1.push(offset);
         }
+        if sequence.score_end {
+            let row = if kept > 0 { Some(start + kept - 1) } else { row_before };
+            let row = row.filter(|_| kept == sequence.ids.len()).ok_or_else(|| {
+                Error::op("layout", "a kept last token, or a prompt, to score the end of", "none")
+            })?;
+            self.layout.scored_rows.push(row);
+            self.layout.sequence_of.push(index);
+            self.scored.1.push(kept);
+        }
         let queries = first_scored..self.layout.scored_rows.len();
         self.scored.0.push(Segment { queries, context, own: rows.clone() });
         self.placed.push(Placed {
@@ -254,7 +273,7 @@ mod tests {
     use super::*;
 
     fn plain(ids: &[u32], first_label: usize) -> Sequence<'_> {
-        Sequence { prompt: 0, parent: None, ids, first_label, keep_last: false }
+        Sequence::example(0, ids, first_label)
     }
 
     #[test]
@@ -281,6 +300,20 @@ mod tests {
         assert_eq!(layout.scored.as_slice()[2].context, vec![0..2, 2..4]);
         assert_eq!(layout.scored.as_slice()[2].own, 4..5);
         assert_eq!(layout.scored.visible(), [0, 0, 1]);
+    }
+
+    #[test]
+    fn an_end_is_scored_once_for_all_that_may_follow() {
+        let input = Sequence { keep_last: true, score_end: true, ..plain(&[7, 8], 2) };
+        let option = |ids| Sequence { parent: Some(0), ..plain(ids, 1) };
+        let layout = Layout::causal(&[2], &[input, option(&[5]), option(&[6, 9])]).unwrap();
+        assert_eq!(layout.scored_rows, [3, 4]);
+        assert_eq!(layout.sequence_of, [0, 2]);
+        assert_eq!(layout.scored.visible(), [2, 1]);
+        assert_eq!(layout.labels, [9]);
+        let empty = Sequence { keep_last: true, score_end: true, ..plain(&[], 0) };
+        assert_eq!(Layout::causal(&[2], &[empty]).unwrap().scored_rows, [1]);
+        assert!(Layout::causal(&[0], &[empty]).is_err());
     }
 
     #[test]

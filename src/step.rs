@@ -62,13 +62,7 @@ impl Batch {
         let sequences: Vec<Sequence<'_>> = self
             .examples
             .iter()
-            .map(|(ids, first_label)| Sequence {
-                prompt: 0,
-                parent: None,
-                ids,
-                first_label: *first_label,
-                keep_last: false,
-            })
+            .map(|(ids, first_label)| Sequence::example(0, ids, *first_label))
             .collect();
         if prompt_rows == 0
             && let Some(index) = self.examples.iter().position(|&(_, first_label)| first_label == 0)

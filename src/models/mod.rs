@@ -236,6 +236,18 @@ impl Model {
         ops::cross_entropy(tape, hidden, &self.head, &layout.labels, scale)
     }
 
+    /// `ln p(token)` for each of the `wanted` (row, token) pairs, with rows as [`Model::hidden`] gave them.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a token that the model does not have; [`Error::Op`] if there is no such row.
+    pub fn log_probabilities(&self, hidden: &Var, wanted: &[(usize, u32)]) -> Result<Vec<f64>> {
+        let vocabulary = self.config.vocab_size;
+        if let Some((_, id)) = wanted.iter().find(|&&(_, id)| id as usize >= vocabulary) {
+            return Err(Error::input(Place::file(&self.path), format!("token ids below {vocabulary}"), id.to_string()));
+        }
+        ops::loss::log_probabilities(hidden.tensor(), &self.head, wanted)
+    }
+
     /// The logits `[rows, vocabulary]` of a few hidden rows.
     ///
     /// # Errors

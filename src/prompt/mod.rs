@@ -1,8 +1,10 @@
 //! The prompt: what is trained, and the files it lives in.
 
 pub mod file;
+mod init;
 mod npy;
 mod peft;
 
 pub use file::PromptFile;
+pub use init::{Init, initial_prompt};
 pub use peft::{PeftConfig, PeftInit, PeftTask};

@@ -21,22 +21,22 @@ struct Running<E> {
     max: E,
     /// `Σ exp(logit − max)`
     total: f64,
-    label_logit: E,
 }
 
-/// Negative log-likelihoods, and the gradient of `Σ scale · nll` if it is wanted.
+/// Negative log-likelihoods of the `wanted` (row, token) pairs. If there are `scales`, `wanted` names every row once, in
+/// order, and the gradient of `Σ scale · nll` is found too.
 pub(super) fn forward<E: Element>(
     hidden: &Tensor,
     head: &Matrix,
-    labels: &[u32],
-    scale: &[f64],
-    wants_gradient: bool,
+    wanted: &[(usize, u32)],
+    scales: Option<&[f64]>,
 ) -> (Vec<f64>, Option<Tensor>) {
     let (device, rows, width, vocabulary) = (hidden.device(), hidden.rows(), hidden.cols(), head.out_features());
     let h = view::<E>(hidden.as_slice(), rows, width);
     let mut gradient =
-        wants_gradient.then(|| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Workspace));
-    let mut running = vec![Running { max: E::NEG_INFINITY, total: 0.0, label_logit: E::ZERO }; rows];
+        scales.map(|_| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Workspace));
+    let mut running = vec![Running { max: E::NEG_INFINITY, total: 0.0 }; rows];
+    let mut picked = vec![E::ZERO; wanted.len()];
     let chunk = (MAX_LOGITS / rows.max(1)).clamp(MIN_CHUNK, MAX_CHUNK);
 
     let mut start = 0;
@@ -46,8 +46,13 @@ pub(super) fn forward<E: Element>(
         let mut logits = Tensor::scratch(device, rows, tokens.len(), E::DTYPE, Kind::Workspace);
         let logits = logits.make_mut::<E>();
         product(view_mut(logits, rows, tokens.len()), Accumulate::Replace, h, panel.view().transpose());
+        for (picked, &(row, token)) in picked.iter_mut().zip(wanted) {
+            if tokens.contains(&(token as usize)) {
+                *picked = logits[row * tokens.len() + token as usize - tokens.start];
+            }
+        }
         let sums = gradient.as_mut().map(|gradient| gradient.make_mut::<E>());
-        normalise(logits, &tokens, labels, &mut running, sums, width);
+        normalise(logits, tokens.len(), &mut running, sums, width);
         if let Some(gradient) = &mut gradient {
             let sums = view_mut(gradient.make_mut::<E>(), rows, width);
             product(sums, Accumulate::Add, view(logits, rows, tokens.len()), panel.view());
@@ -55,10 +60,12 @@ pub(super) fn forward<E: Element>(
         start = tokens.end;
     }
 
-    if let Some(gradient) = &mut gradient {
-        finish(gradient.make_mut::<E>(), head, labels, scale, &running);
+    if let (Some(gradient), Some(scales)) = (&mut gradient, scales) {
+        finish(gradient.make_mut::<E>(), head, wanted, scales, &running);
     }
-    let nll = running.iter().map(|row| row.total.ln() + Element::to_f64(row.max) - Element::to_f64(row.label_logit));
+    let nll = wanted.iter().zip(picked).map(|(&(row, _), logit)| {
+        running[row].total.ln() + Element::to_f64(running[row].max) - Element::to_f64(logit)
+    });
     (nll.collect(), gradient)
 }
 
@@ -76,16 +83,12 @@ fn widen_in_parallel<'a, E: Element>(head: &'a Matrix, tokens: Range<usize>, dev
 /// Turns logits into `exp(logit − max)` under the new running maximum, and scales what was summed under the old one.
 fn normalise<E: Element>(
     logits: &mut [E],
-    tokens: &Range<usize>,
-    labels: &[u32],
+    tokens: usize,
     running: &mut [Running<E>],
     sums: Option<&mut [E]>,
     width: usize,
 ) {
-    let row = |row: &mut Running<E>, logits: &mut [E], label: u32, sums: Option<&mut [E]>| {
-        if tokens.contains(&(label as usize)) {
-            row.label_logit = logits[label as usize - tokens.start];
-        }
+    let row = |row: &mut Running<E>, logits: &mut [E], sums: Option<&mut [E]>| {
         vectorised(
             #[inline(always)]
             || {
@@ -105,12 +108,12 @@ fn normalise<E: Element>(
             },
         );
     };
-    let rows = running.par_iter_mut().zip(logits.par_chunks_mut(tokens.len())).zip(labels);
+    let rows = running.par_iter_mut().zip(logits.par_chunks_mut(tokens));
     match sums {
         Some(sums) => rows
             .zip(sums.par_chunks_mut(width.max(1)))
-            .for_each(|(((running, logits), &label), sums)| row(running, logits, label, Some(sums))),
-        None => rows.for_each(|((running, logits), &label)| row(running, logits, label, None)),
+            .for_each(|((running, logits), sums)| row(running, logits, Some(sums))),
+        None => rows.for_each(|(running, logits)| row(running, logits, None)),
     }
 }
 
@@ -118,13 +121,13 @@ fn normalise<E: Element>(
 fn finish<E: Element>(
     gradient: &mut [E],
     head: &Matrix,
-    labels: &[u32],
-    scale: &[f64],
+    wanted: &[(usize, u32)],
+    scales: &[f64],
     running: &[Running<E>],
 ) {
     let width = head.in_features();
-    let rows = gradient.par_chunks_mut(width.max(1)).zip(labels).zip(scale).zip(running);
-    rows.for_each(|(((gradient, &label), &scale), running)| {
+    let rows = gradient.par_chunks_mut(width.max(1)).zip(wanted).zip(scales).zip(running);
+    rows.for_each(|(((gradient, &(_, label)), &scale), running)| {
         let mut target = vec![E::ZERO; width];
         head.widen_row(label as usize, &mut target);
         let (by_total, scale) = (E::from_f64(scale / running.total), E::from_f64(scale));

@@ -37,18 +37,15 @@ pub fn cross_entropy(
     scale: &[f64],
 ) -> Result<CrossEntropy> {
     let h = hidden.tensor();
-    if h.cols() != head.in_features() || head.orientation() != Orientation::RowPerOutput {
-        return Err(Error::op("cross_entropy", format!("[_, {}]", head.in_features()), h.describe()));
-    }
+    check(h, head, labels.iter())?;
     if labels.len() != h.rows() || scale.len() != h.rows() {
         let got = format!("{} labels, {} scales", labels.len(), scale.len());
         return Err(Error::op("cross_entropy", format!("{} of each", h.rows()), got));
     }
-    if let Some(&id) = labels.iter().find(|&&id| id as usize >= head.out_features()) {
-        return Err(Error::op("cross_entropy", format!("labels below {}", head.out_features()), id.to_string()));
-    }
     let node = hidden.node();
-    let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, labels, scale, node.is_tracked()));
+    let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
+    let scales = node.is_tracked().then_some(scale);
+    let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, &wanted, scales));
     let loss: f64 = nll.iter().zip(scale).map(|(nll, scale)| nll * scale).sum();
     let loss = Tensor::from_f64(h.device(), 1, 1, h.dtype(), &[loss], Kind::Workspace)?;
     let Some(gradient) = gradient else { return Ok(CrossEntropy { loss: Var::constant(loss), nll }) };
@@ -64,4 +61,30 @@ pub fn cross_entropy(
         gradients.add(node, gradient)
     });
     Ok(CrossEntropy { loss, nll })
+}
+
+/// `ln p(token)` for each of the `wanted` (row, token) pairs, with `hidden` `[rows, d]` as in [`cross_entropy`]. A row may
+/// be asked for many tokens.
+///
+/// # Errors
+/// [`Error::Op`] if shapes do not fit, or there is no such row or token.
+pub fn log_probabilities(hidden: &Tensor, head: &Matrix, wanted: &[(usize, u32)]) -> Result<Vec<f64>> {
+    check(hidden, head, wanted.iter().map(|(_, token)| token))?;
+    if let Some((row, _)) = wanted.iter().find(|&&(row, _)| row >= hidden.rows()) {
+        return Err(Error::op("log_probabilities", format!("rows below {}", hidden.rows()), row.to_string()));
+    }
+    let (nll, _) = with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None));
+    Ok(nll.into_iter().map(|nll| -nll).collect())
+}
+
+fn check<'a>(hidden: &Tensor, head: &Matrix, mut tokens: impl Iterator<Item = &'a u32>) -> Result<()> {
+    if hidden.cols() != head.in_features() || head.orientation() != Orientation::RowPerOutput {
+        return Err(Error::op("cross_entropy", format!("[_, {}]", head.in_features()), hidden.describe()));
+    }
+    match tokens.find(|&&id| id as usize >= head.out_features()) {
+        Some(id) => {
+            Err(Error::op("cross_entropy", format!("tokens below {}", head.out_features()), id.to_string()))
+        }
+        None => Ok(()),
+    }
 }
