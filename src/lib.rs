@@ -6,7 +6,9 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod eval;
 pub mod flops;
+pub mod generate;
 pub mod layout;
 pub mod metrics;
 pub mod models;
@@ -19,6 +21,7 @@ pub mod storage;
 pub mod tape;
 pub mod tensor;
 pub mod tensorfile;
+pub mod train;
 pub mod values;
 pub mod weights;
 

@@ -10,7 +10,7 @@ use crate::weights::{Matrix, Orientation, StoredTensor, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// Where tensors come from.
@@ -31,11 +31,12 @@ pub(super) struct Loader<'a> {
     pub(super) device: &'a Device,
     options: ModelOptions,
     mapped_bytes: Cell<usize>,
+    fingerprint: RefCell<Sha256>,
 }
 
 impl<'a> Loader<'a> {
     pub(super) fn new(origin: Origin<'a>, device: &'a Device, options: ModelOptions) -> Self {
-        Self { origin, device, options, mapped_bytes: Cell::new(0) }
+        Self { origin, device, options, mapped_bytes: Cell::new(0), fingerprint: RefCell::default() }
     }
 
     pub(super) fn dtype(&self) -> DType {
@@ -55,6 +56,21 @@ impl<'a> Loader<'a> {
         matches!(self.origin, Origin::Files(weights) if weights.optional(name).map_or(true, |found| found.is_some()))
     }
 
+    /// What the tensors read so far are, as a hash of their names, shapes, formats and samples of their bytes.
+    pub(super) fn fingerprint(&self) -> String {
+        self.fingerprint.borrow().clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn note(&self, stored: &StoredTensor) {
+        const SAMPLE: usize = 1024;
+        let mut hash = self.fingerprint.borrow_mut();
+        hash.update(format!("{} {:?} {}\n", stored.name(), stored.shape(), stored.format()));
+        let bytes = stored.bytes();
+        for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
+            hash.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+        }
+    }
+
     fn get(&self, name: &str, shape: &[usize]) -> Result<StoredTensor> {
         let stored = match self.origin {
             Origin::Files(weights) => weights.get(name)?,
@@ -68,6 +84,7 @@ impl<'a> Loader<'a> {
             ));
         }
         self.mapped_bytes.set(self.mapped_bytes.get() + stored.bytes().len());
+        self.note(&stored);
         Ok(stored)
     }
 

@@ -75,6 +75,7 @@ pub struct Model {
     head: Arc<Matrix>,
     tokenizer: Option<Tokenizer>,
     mapped_bytes: usize,
+    fingerprint: String,
 }
 
 /// The layers of a model.
@@ -130,7 +131,8 @@ impl Model {
         let (device, mapped_bytes) = (loader.device, loader.mapped_bytes());
         device.count_external(mapped_bytes, Kind::Weights);
         let (device, dtype) = (device.clone(), options.dtype);
-        Ok(Self { name, path, device, dtype, config, network, head, tokenizer, mapped_bytes })
+        let fingerprint = loader.fingerprint();
+        Ok(Self { name, path, device, dtype, config, network, head, tokenizer, mapped_bytes, fingerprint })
     }
 
     /// The name it was opened by.
@@ -141,6 +143,11 @@ impl Model {
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A hash of its tensors' names, shapes, formats and samples of their bytes: two models that differ have two.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The device it runs on.

@@ -1,0 +1,263 @@
+//! Generation with a cache of keys and values. The prompt's are computed once and serve every call.
+//!
+//! The cache holds the prompt's rows, then a stretch of rows for each sequence of a batch; a step's segments name them.
+
+use crate::dtype::Element;
+use crate::error::{Error, Place, Result};
+use crate::layout::{Layout, Segment, Segments, Sequence};
+use crate::models::{KeyValueCache, Model, Step};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, with_element};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// What logits are divided by; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Choose among so many of the likeliest; 0 for all.
+    pub top_k: usize,
+    /// Choose among the likeliest whose probabilities reach this sum; 1 for all.
+    pub top_p: f64,
+    /// A sequence's choices derive from this and from its own tokens, not from what else is in the batch.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// The likeliest token every time.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+
+    /// # Errors
+    /// [`Error::Config`] for a temperature below 0 or a `top_p` that is not in (0, 1].
+    fn check(&self) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(Error::config(Place::item("temperature"), "a number ≥ 0", self.temperature.to_string()));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(Error::config(Place::item("top_p"), "a number > 0 and ≤ 1", self.top_p.to_string()));
+        }
+        Ok(())
+    }
+}
+
+/// A model with a prompt, ready to continue texts.
+#[derive(Debug)]
+pub struct Generator<'a> {
+    model: &'a Model,
+    prompt_rows: usize,
+    prompt_cache: KeyValueCache,
+    /// The logits after the prompt's last row, from which an empty input is continued.
+    prompt_logits: Option<Vec<f64>>,
+}
+
+/// One sequence as it grows.
+struct Growing {
+    ids: Vec<u32>,
+    new: Vec<u32>,
+    /// Its first row in the cache.
+    first_row: usize,
+    /// How many of its tokens are in the cache.
+    cached: usize,
+    random: ChaCha8Rng,
+    is_done: bool,
+}
+
+impl Growing {
+    fn pending(&self) -> impl Iterator<Item = u32> + '_ {
+        self.ids.iter().chain(&self.new).skip(self.cached).copied()
+    }
+
+    fn len(&self) -> usize {
+        self.ids.len() + self.new.len()
+    }
+}
+
+impl<'a> Generator<'a> {
+    /// Computes the keys and values of `prompt` `[P, d]`; P may be 0.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the prompt does not fit the model.
+    pub fn new(model: &'a Model, prompt: &Tensor) -> Result<Self> {
+        let width = model.config().hidden_size;
+        if prompt.cols() != width || prompt.dtype() != model.dtype() {
+            let expected = format!("rows of width {width} in {}", model.dtype());
+            return Err(Error::input(Place::item("prompt"), expected, prompt.describe()));
+        }
+        let prompt_rows = prompt.rows();
+        let mut prompt_cache = model.new_cache(prompt_rows);
+        let mut prompt_logits = None;
+        if prompt_rows > 0 {
+            let end = Sequence { keep_last: true, score_end: true, ..Sequence::example(0, &[], 0) };
+            let layout = Layout::causal(&[prompt_rows], &[end])?;
+            let placement: Vec<usize> = (0..prompt_rows).collect();
+            let logits = model.device().run(|| {
+                let step = Step { cache: &mut prompt_cache, placement: &placement };
+                let hidden = model.hidden(&mut Tape::new(), &Var::constant(prompt.clone()), &layout, Some(step))?;
+                model.logits(&hidden)
+            })?;
+            prompt_logits = Some(logits.to_f64_vec());
+        }
+        Ok(Self { model, prompt_rows, prompt_cache, prompt_logits })
+    }
+
+    /// Continues each of `inputs` by up to `max_new_tokens` tokens; `stop` is asked after each token whether the
+    /// sequence's new tokens end it, as an end token or a stop text does. A sequence also ends at the model's last
+    /// position.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty input where there is no prompt, or tokens that the model does not have;
+    /// [`Error::Config`] for sampling values out of range.
+    pub fn generate(
+        &self,
+        inputs: &[&[u32]],
+        max_new_tokens: usize,
+        sampling: Sampling,
+        stop: &mut dyn FnMut(&[u32]) -> bool,
+    ) -> Result<Vec<Vec<u32>>> {
+        sampling.check()?;
+        let limit = self.model.config().max_position_embeddings.saturating_sub(self.prompt_rows);
+        let mut row = self.prompt_rows;
+        let mut sequences = Vec::with_capacity(inputs.len());
+        for (index, ids) in inputs.iter().enumerate() {
+            let place = || Place::item(format!("input {index}"));
+            if ids.is_empty() && self.prompt_rows == 0 {
+                return Err(Error::input(place(), "at least one token, as there is no prompt", "none"));
+            }
+            if ids.len() > limit {
+                return Err(Error::input(place(), format!("at most {limit} tokens"), ids.len().to_string()));
+            }
+            sequences.push(Growing {
+                ids: ids.to_vec(),
+                new: Vec::new(),
+                first_row: row,
+                cached: 0,
+                random: stream_of(sampling.seed, ids),
+                is_done: max_new_tokens == 0 || ids.len() == limit,
+            });
+            row += (ids.len() + max_new_tokens).min(limit);
+        }
+        let mut cache = self.model.new_cache(row);
+        cache.copy_prefix(&self.prompt_cache, self.prompt_rows)?;
+
+        let mut grow = |sequence: &mut Growing, logits: &[f64]| {
+            sequence.cached = sequence.len();
+            sequence.new.push(choose(logits, sampling, &mut sequence.random));
+            sequence.is_done =
+                stop(&sequence.new) || sequence.new.len() == max_new_tokens || sequence.len() >= limit;
+        };
+        if let Some(logits) = &self.prompt_logits {
+            let empty = sequences.iter_mut().filter(|sequence| !sequence.is_done && sequence.len() == 0);
+            empty.for_each(|sequence| grow(sequence, logits));
+        }
+        loop {
+            let mut active: Vec<&mut Growing> = sequences.iter_mut().filter(|sequence| !sequence.is_done).collect();
+            if active.is_empty() {
+                break;
+            }
+            let logits = self.step(&mut cache, &active)?;
+            for (row, sequence) in active.iter_mut().enumerate() {
+                let row: Vec<f64> = with_element!(logits.dtype(), E => {
+                    logits.row::<E>(row).iter().map(|&x| Element::to_f64(x)).collect()
+                });
+                grow(sequence, &row);
+            }
+        }
+        Ok(sequences.into_iter().map(|sequence| sequence.new).collect())
+    }
+
+    /// Runs the tokens that are not in the cache yet and gives the logits after each sequence's last.
+    fn step(&self, cache: &mut KeyValueCache, active: &[&mut Growing]) -> Result<Tensor> {
+        let prompt = 0..self.prompt_rows;
+        let mut layout = Layout::default();
+        let (mut placement, mut all, mut scored) = (Vec::new(), (Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        for (index, sequence) in active.iter().enumerate() {
+            let first = layout.ids.len();
+            layout.ids.extend(sequence.pending());
+            let count = layout.ids.len() - first;
+            let from = sequence.first_row + sequence.cached;
+            placement.extend(from..from + count);
+            layout.positions.extend((0..count).map(|at| self.prompt_rows + sequence.cached + at));
+            let context: Vec<_> =
+                [prompt.clone(), sequence.first_row..from].into_iter().filter(|span| !span.is_empty()).collect();
+            let segment = |queries| Segment { queries, context: context.clone(), own: from..from + count };
+            all.0.push(segment(first..first + count));
+            all.1.extend(1..=count);
+            scored.0.push(segment(index..index + 1));
+            scored.1.push(count);
+            layout.scored_rows.push(first + count - 1);
+        }
+        layout.all = Segments::new(all.0, all.1, cache.rows())?;
+        layout.scored = Segments::new(scored.0, scored.1, cache.rows())?;
+        let none = self.model.prompt_from(0, &[])?;
+        self.model.device().run(|| {
+            let step = Step { cache, placement: &placement };
+            let hidden = self.model.hidden(&mut Tape::new(), &Var::constant(none), &layout, Some(step))?;
+            self.model.logits(&hidden)
+        })
+    }
+}
+
+/// Random numbers that depend on the seed and the sequence alone.
+fn stream_of(seed: u64, ids: &[u32]) -> ChaCha8Rng {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    // FNV-1a: the same input continues alike in any batch.
+    let stream = ids.iter().fold(0xCBF2_9CE4_8422_2325, |hash: u64, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01B3));
+    random.set_stream(stream);
+    random
+}
+
+/// A token by its logits; of equals the first.
+fn choose(logits: &[f64], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
+    let best = (0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
+    if sampling.temperature == 0.0 || !logits[best].is_finite() {
+        return best as u32;
+    }
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    if sampling.top_k > 0 {
+        order.truncate(sampling.top_k);
+    }
+    let weights: Vec<f64> =
+        order.iter().map(|&id| ((logits[id] - logits[best]) / sampling.temperature).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut kept = 0;
+    let mut sum = 0.0;
+    while kept < weights.len() && sum < sampling.top_p * total {
+        sum += weights[kept];
+        kept += 1;
+    }
+    let mut point = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * sum;
+    for (&id, weight) in order[..kept].iter().zip(&weights) {
+        point -= weight;
+        if point < 0.0 {
+            return id as u32;
+        }
+    }
+    order[kept.saturating_sub(1)] as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_follow_the_probabilities() {
+        let logits: Vec<f64> = [0.1f64, 0.6, 0.3].iter().map(|p| p.ln()).collect();
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let plain = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+        let mut draw = |sampling: Sampling| {
+            let mut counts = [0f64; 3];
+            for _ in 0..20_000 {
+                counts[choose(&logits, sampling, &mut random) as usize] += 1.0 / 20_000.0;
+            }
+            counts
+        };
+        for (got, want) in draw(plain).iter().zip([0.1, 0.6, 0.3]) {
+            assert!((got - want).abs() < 0.02);
+        }
+        assert_eq!(draw(Sampling { top_k: 1, ..plain })[1].round(), 1.0);
+        assert_eq!(draw(Sampling { top_p: 0.7, ..plain })[0], 0.0);
+        assert_eq!(draw(Sampling::GREEDY)[1].round(), 1.0);
+    }
+}

@@ -1,0 +1,198 @@
+//! Training: one caller of [`Model::loss_and_grad_of_part`], with everything around it that a run needs.
+//!
+//! A run's directory:
+//!
+//! ```text
+//! run.toml                    the resolved configuration
+//! initial/ best/ final/       prompt.safetensors each
+//! checkpoint-<step>/          everything needed to go on, bit for bit
+//! metrics.jsonl  tensorboard/
+//! last_good/                  the prompt before it diverged, if it did
+//! ```
+
+mod output;
+mod run;
+
+use crate::checkpoint::Fingerprints;
+use crate::config::{Optim, Scheduler, TrainConfig};
+use crate::data::Dataset;
+use crate::error::{Error, Place, Result};
+use crate::models::Model;
+use crate::optim::{AdafactorConfig, AdamWConfig, OptimizerConfig, Schedule, ScheduleKind};
+use crate::tensor::{Tensor, with_element};
+use crate::values::sha256_hex;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI32;
+
+pub use output::refuse_to_overwrite;
+
+/// What a run is made of.
+pub struct Training<'a> {
+    /// The frozen model.
+    pub model: &'a Model,
+    /// Its configuration, resolved.
+    pub config: &'a TrainConfig,
+    /// The training rows.
+    pub train: &'a Dataset,
+    /// The first prompt, `[num_virtual_tokens, d]` row after row.
+    pub initial: Vec<f64>,
+    /// Names and values of the held-out metrics of a prompt; the configuration's `metric_for_best_model` among them.
+    /// Without it the last prompt is the best.
+    pub evaluate: Option<Evaluator<'a>>,
+    /// Hash of the held-out rows and whatever else the evaluator depends on.
+    pub evaluation_fingerprint: String,
+}
+
+/// Computes held-out metrics of a prompt.
+pub type Evaluator<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Vec<(String, f64)>>;
+
+/// One optimizer step, for whoever watches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Times through the training rows, this one's part included.
+    pub epoch: f64,
+    /// Mean loss over the label tokens of the step's examples, in nats.
+    pub loss: f64,
+    /// The gradient's norm, before clipping.
+    pub grad_norm: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Examples in the step.
+    pub examples: usize,
+    /// Their tokens, labels included, prompt rows not.
+    pub tokens: usize,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Hears what a run does. Every method may be left as it is.
+pub trait Observer {
+    /// A step was taken.
+    fn step(&mut self, _report: &StepReport) {}
+    /// The held-out rows were evaluated after `step` steps.
+    fn evaluated(&mut self, _step: u64, _metrics: &[(String, f64)], _is_best: bool) {}
+    /// A checkpoint was saved.
+    fn saved(&mut self, _checkpoint: &Path) {}
+}
+
+/// Nobody watches.
+impl Observer for () {}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// All steps were taken.
+    Done,
+    /// The metric did not improve for long enough.
+    EarlyStop,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// Steps taken, those before a resume included.
+    pub steps: u64,
+    /// Why it ended.
+    pub ended: Ended,
+    /// Loss of the last step.
+    pub last_loss: Option<f64>,
+    /// Name, value and step of the best evaluation.
+    pub best: Option<crate::checkpoint::Best>,
+    /// Where the best prompt lies.
+    pub best_prompt: PathBuf,
+    /// Where the last prompt lies.
+    pub final_prompt: PathBuf,
+    /// The hash of the last prompt.
+    pub final_hash: String,
+}
+
+/// Runs a training, from the start or from a checkpoint (the configuration's `resume`). A signal's number in `interrupt`
+/// makes it save a checkpoint and stop.
+///
+/// # Errors
+/// [`Error::Interrupted`] after a signal; [`Error::Diverged`] for a loss, gradient or prompt that is not finite, naming the
+/// rows of the step, with the last good prompt saved; [`Error::Config`] for a directory that holds another run;
+/// [`Error::Input`] for a checkpoint of another run; [`Error::Io`] if nothing can be written.
+pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicI32) -> Result<Summary> {
+    with_element!(training.model.dtype(), E => run::Run::<E>::start(training)?.go(observer, interrupt))
+}
+
+impl Training<'_> {
+    fn optimizer(&self) -> OptimizerConfig {
+        let config = self.config;
+        match config.optim {
+            Optim::Adamw => OptimizerConfig::AdamW(AdamWConfig {
+                beta1: config.adam_beta1,
+                beta2: config.adam_beta2,
+                eps: config.adam_epsilon,
+                weight_decay: config.weight_decay,
+            }),
+            Optim::Adafactor => OptimizerConfig::Adafactor(AdafactorConfig {
+                decay_exponent: config.adafactor_decay_rate,
+                eps: config.adafactor_epsilon,
+                clip_threshold: config.adafactor_clip_threshold,
+                weight_decay: config.weight_decay,
+                ..AdafactorConfig::default()
+            }),
+        }
+    }
+
+    fn schedule(&self, total: u64) -> Schedule {
+        let kind = match self.config.lr_scheduler_type {
+            Scheduler::Constant => ScheduleKind::Constant,
+            Scheduler::Linear => ScheduleKind::Linear,
+            Scheduler::Cosine => ScheduleKind::Cosine,
+        };
+        Schedule { kind, lr: self.config.learning_rate, warmup: self.config.warmup_steps, total }
+    }
+
+    /// What must not change between a checkpoint and the run that goes on from it.
+    fn fingerprints(&self) -> Result<Fingerprints> {
+        /// Keys that change where results go or how fast they come, not what they are. Files count by their contents.
+        const INDIFFERENT: [&str; 12] = [
+            "model",
+            "output_dir",
+            "train_file",
+            "eval_file",
+            "prompt_init_file",
+            "threads",
+            "device",
+            "resume",
+            "report_to",
+            "logging_steps",
+            "save_steps",
+            "per_device_eval_batch_size",
+        ];
+        let mut table = toml::Table::try_from(self.config).map_err(|error| {
+            Error::config(Place::default(), "values that TOML can hold", error.to_string())
+        })?;
+        INDIFFERENT.iter().for_each(|key| drop(table.remove(*key)));
+        if self.config.lr_scheduler_type == Scheduler::Constant {
+            // Without a schedule to stretch, a longer run begins as a shorter one.
+            ["max_steps", "num_train_epochs"].iter().for_each(|key| drop(table.remove(*key)));
+        }
+        let data = format!("{} {}", dataset_hash(self.train), self.evaluation_fingerprint);
+        Ok(Fingerprints {
+            config: sha256_hex(table.to_string().as_bytes()),
+            model: self.model.fingerprint().to_string(),
+            data: sha256_hex(data.as_bytes()),
+        })
+    }
+}
+
+/// A hash of all ids of a dataset, in order.
+pub fn dataset_hash(dataset: &Dataset) -> String {
+    let mut bytes = Vec::new();
+    for example in &dataset.examples {
+        for ids in [&example.input_ids, &example.target_ids] {
+            bytes.extend((ids.len() as u64).to_le_bytes());
+            bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        }
+    }
+    sha256_hex(&bytes)
+}

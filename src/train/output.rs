@@ -1,0 +1,133 @@
+//! What a run writes: prompts, metrics, checkpoints.
+
+use super::Training;
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::{Report, Resume};
+use crate::dtype::Element;
+use crate::error::{Error, Place, Result};
+use crate::metrics::{EventWriter, MetricsLog};
+use crate::prompt::PromptFile;
+use crate::prompt::file::PROMPT_FILE;
+use crate::storage::atomic_write;
+use crate::values::Values;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Checkpoints kept: the last, and the one before it should the last be damaged.
+const KEEP: usize = 2;
+const CONFIG_FILE: &str = "run.toml";
+const METRICS_FILE: &str = "metrics.jsonl";
+
+/// The directory of a run, opened for writing.
+pub(super) struct Output {
+    dir: PathBuf,
+    log: Option<MetricsLog>,
+    events: Option<EventWriter>,
+    meta: BTreeMap<String, String>,
+    rows: usize,
+    cols: usize,
+}
+
+/// Refuses a directory that a run has written to, unless it is to be resumed.
+///
+/// # Errors
+/// [`Error::Config`], with advice.
+pub fn refuse_to_overwrite(dir: &Path, resume: &Resume) -> Result<()> {
+    let holds_a_run = [CONFIG_FILE, METRICS_FILE].iter().any(|name| dir.join(name).exists());
+    if *resume == Resume::Last(false) && holds_a_run {
+        return Err(Error::config(Place::file(dir).of("output_dir"), "a new or empty directory", "one that holds a run")
+            .hint("take another --output-dir, or --resume true to go on"));
+    }
+    Ok(())
+}
+
+impl Output {
+    /// Opens the directory of a new run, or of one that goes on after `step` steps.
+    pub(super) fn open(training: &Training<'_>, resumed_at: Option<u64>) -> Result<Self> {
+        let (config, model) = (training.config, training.model);
+        let dir = config.output_dir.clone();
+        std::fs::create_dir_all(&dir).map_err(|error| Error::io(&dir, "create", error))?;
+        if resumed_at.is_none() {
+            refuse_to_overwrite(&dir, &config.resume)?;
+        }
+        atomic_write(dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+        let wants = |report| config.report_to.contains(&report);
+        let log = wants(Report::Jsonl).then(|| match resumed_at {
+            Some(step) => MetricsLog::resume(dir.join(METRICS_FILE), step),
+            None => MetricsLog::create(dir.join(METRICS_FILE)),
+        });
+        let events = wants(Report::Tensorboard)
+            .then(|| EventWriter::create(dir.join("tensorboard"), resumed_at.map(|step| step + 1)));
+        let meta = BTreeMap::from([
+            ("base_model".to_string(), model.name().to_string()),
+            ("seed".to_string(), config.seed.to_string()),
+        ]);
+        Ok(Self {
+            dir,
+            log: log.transpose()?,
+            events: events.transpose()?,
+            meta,
+            rows: config.num_virtual_tokens,
+            cols: model.config().hidden_size,
+        })
+    }
+
+    /// Where the prompt called `name` lies.
+    pub(super) fn prompt_path(&self, name: &str) -> PathBuf {
+        self.dir.join(name).join(PROMPT_FILE)
+    }
+
+    /// The prompt as a file holds it.
+    pub(super) fn prompt<E: Element>(&self, values: &[E], step: u64) -> Result<PromptFile> {
+        let mut meta = self.meta.clone();
+        meta.insert("step".to_string(), step.to_string());
+        PromptFile::new(self.rows, self.cols, Values::from_slice(values), meta)
+    }
+
+    /// Saves a prompt under `name`, and gives its hash.
+    pub(super) fn save_prompt<E: Element>(&self, name: &str, values: &[E], step: u64) -> Result<String> {
+        let prompt = self.prompt(values, step)?;
+        prompt.write(self.prompt_path(name))?;
+        Ok(prompt.hash())
+    }
+
+    /// Writes metrics of `split` after `step` steps.
+    pub(super) fn log(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<()> {
+        if let Some(log) = &mut self.log {
+            log.log(step, split, metrics)?;
+        }
+        if let Some(events) = &mut self.events {
+            let named: Vec<(String, f64)> =
+                metrics.iter().map(|&(name, value)| (format!("{split}/{name}"), value)).collect();
+            let named: Vec<(&str, f64)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            events.scalars(step, &named)?;
+        }
+        Ok(())
+    }
+
+    /// Saves a checkpoint and drops old ones.
+    pub(super) fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf> {
+        if let Some(log) = &self.log {
+            log.sync()?;
+        }
+        let path = checkpoint.save(&self.dir)?;
+        checkpoint::prune(&self.dir, KEEP, &[])?;
+        Ok(path)
+    }
+}
+
+/// The checkpoint to go on from, if there is to be one.
+pub(super) fn to_resume(training: &Training<'_>) -> Result<Option<Checkpoint>> {
+    let dir = match &training.config.resume {
+        Resume::Last(false) => return Ok(None),
+        Resume::From(dir) => dir.clone(),
+        Resume::Last(true) => checkpoint::latest(&training.config.output_dir)?.ok_or_else(|| {
+            Error::input(Place::file(&training.config.output_dir), "a checkpoint to resume from", "none")
+                .hint("leave out --resume to start a new run")
+        })?,
+    };
+    let found = Checkpoint::load(&dir)?;
+    let (rows, cols) = (training.config.num_virtual_tokens, training.model.config().hidden_size);
+    found.expect(&training.fingerprints()?, rows, cols).map_err(|error| error.in_file(&dir))?;
+    Ok(Some(found))
+}

@@ -1,0 +1,320 @@
+//! The loop. State changes only at the end of a step, so that a checkpoint is always of a whole number of steps.
+
+use super::output::{Output, to_resume};
+use super::{Ended, Observer, StepReport, Summary, Training};
+use crate::checkpoint::{Best, Checkpoint, Fingerprints};
+use crate::data::{Batches, Cursor, EpochOrder};
+use crate::device::Kind;
+use crate::dtype::Element;
+use crate::error::{Error, Place, Result};
+use crate::optim::{Optimizer, Schedule, clip_grad_norm};
+use crate::step::Batch;
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Instant;
+
+/// Rows named in an error, at most.
+const NAMED_ROWS: usize = 32;
+
+/// A training in progress, computing in `E`.
+pub(super) struct Run<'a, E: Element> {
+    training: Training<'a>,
+    output: Output,
+    fingerprints: Fingerprints,
+    schedule: Schedule,
+    total_steps: u64,
+    steps_per_epoch: u64,
+    state: State<E>,
+    batches: Batches,
+}
+
+/// What a checkpoint holds.
+struct State<E: Element> {
+    step: u64,
+    /// Where the next step's examples begin.
+    cursor: Cursor,
+    prompt: Vec<E>,
+    optimizer: Optimizer<E>,
+    best: Option<Best>,
+    evals_without_gain: u64,
+    window: Window,
+    last_loss: Option<f64>,
+}
+
+/// Loss since the last line of metrics.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Window {
+    nll: f64,
+    label_tokens: usize,
+}
+
+/// The examples of one step: what goes through the model at a time, and indices for errors.
+struct Examples {
+    parts: Vec<Batch>,
+    indices: Vec<usize>,
+    label_tokens: usize,
+    tokens: usize,
+}
+
+impl<'a, E: Element> Run<'a, E> {
+    pub(super) fn start(training: Training<'a>) -> Result<Self> {
+        let config = training.config;
+        let rows = config.num_virtual_tokens;
+        let cols = training.model.config().hidden_size;
+        if training.train.examples.is_empty() {
+            return Err(Error::input(Place::file(&training.train.path), "at least one row to train on", "none"));
+        }
+        let resumed = to_resume(&training)?;
+        let output = Output::open(&training, resumed.as_ref().map(|checkpoint| checkpoint.step))?;
+        let mut optimizer = Optimizer::new(&training.optimizer(), rows, cols)?;
+        let state = match resumed {
+            Some(checkpoint) => {
+                optimizer.load_state(&checkpoint.optimizer)?;
+                let wrong = |error: serde_json::Error| {
+                    Error::input(Place::item("state.json"), "a state that this version wrote", error.to_string())
+                };
+                State {
+                    step: checkpoint.step,
+                    cursor: serde_json::from_value(checkpoint.cursor).map_err(wrong)?,
+                    prompt: checkpoint.prompt.values.to_vec(),
+                    optimizer,
+                    best: checkpoint.best,
+                    evals_without_gain: checkpoint.evals_without_gain,
+                    window: serde_json::from_value(checkpoint.history).map_err(wrong)?,
+                    last_loss: None,
+                }
+            }
+            None => {
+                let prompt: Vec<E> = training.initial.iter().map(|&x| E::from_f64(x)).collect();
+                output.save_prompt("initial", &prompt, 0)?;
+                State {
+                    step: 0,
+                    cursor: Cursor::default(),
+                    prompt,
+                    optimizer,
+                    best: None,
+                    evals_without_gain: 0,
+                    window: Window::default(),
+                    last_loss: None,
+                }
+            }
+        };
+        let order = EpochOrder { seed: config.seed, shuffle: true };
+        let (length, size) = (training.train.examples.len(), config.per_device_train_batch_size);
+        let batches = Batches::new(order, length, size, false, state.cursor)?;
+        let steps_per_epoch = batches.batches_per_epoch().div_ceil(config.gradient_accumulation_steps) as u64;
+        let by_epochs = (config.num_train_epochs * steps_per_epoch as f64).ceil().max(1.0) as u64;
+        let total_steps = config.max_steps.unwrap_or(by_epochs);
+        let schedule = training.schedule(total_steps);
+        let fingerprints = training.fingerprints()?;
+        Ok(Self { training, output, fingerprints, schedule, total_steps, steps_per_epoch, state, batches })
+    }
+
+    pub(super) fn go(mut self, observer: &mut dyn Observer, interrupt: &AtomicI32) -> Result<Summary> {
+        let mut ended = Ended::Done;
+        while self.state.step < self.total_steps {
+            self.step(observer, interrupt)?;
+            if self.evaluation_is_due() && !self.evaluate(observer)? {
+                ended = Ended::EarlyStop;
+                break;
+            }
+            if self.state.step.is_multiple_of(self.training.config.save_steps) {
+                self.save(observer)?;
+            }
+        }
+        self.save(observer)?;
+        let hash = self.output.save_prompt("final", &self.state.prompt, self.state.step)?;
+        if self.state.best.is_none() {
+            self.output.save_prompt("best", &self.state.prompt, self.state.step)?;
+        }
+        Ok(Summary {
+            steps: self.state.step,
+            ended,
+            last_loss: self.state.last_loss,
+            best: self.state.best,
+            best_prompt: self.output.prompt_path("best"),
+            final_prompt: self.output.prompt_path("final"),
+            final_hash: hash,
+        })
+    }
+
+    /// One optimizer step over all parts of its examples.
+    fn step(&mut self, observer: &mut dyn Observer, interrupt: &AtomicI32) -> Result<()> {
+        let start = Instant::now();
+        let examples = self.next_examples()?;
+        let prompt = self.prompt_tensor()?;
+        let mut nll = 0.0;
+        let mut gradient: Option<Tensor> = None;
+        for part in &examples.parts {
+            if let signal @ 1.. = interrupt.load(Ordering::Relaxed) {
+                self.save(observer)?;
+                return Err(Error::Interrupted { signal });
+            }
+            let found = self.training.model.loss_and_grad_of_part(&prompt, part, examples.label_tokens)?;
+            nll += found.loss.by_example.iter().sum::<f64>();
+            match &mut gradient {
+                Some(sum) => sum.add_assign(&found.grad)?,
+                None => gradient = Some(found.grad),
+            }
+        }
+        let loss = nll / examples.label_tokens as f64;
+        let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
+        let gradient = gradient.make_mut::<E>();
+        if !loss.is_finite() || gradient.iter().any(|x| !Element::is_finite(*x)) {
+            return Err(self.diverged("loss and gradient", loss, &examples));
+        }
+        let config = self.training.config;
+        let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f64::INFINITY };
+        let grad_norm = clip_grad_norm(gradient, limit);
+        let learning_rate = self.schedule.at(self.state.step);
+        let before = self.state.prompt.clone();
+        self.state.optimizer.step(&mut self.state.prompt, gradient, learning_rate)?;
+        if self.state.prompt.iter().any(|x| !Element::is_finite(*x)) {
+            self.state.prompt = before;
+            return Err(self.diverged("prompt after the step", loss, &examples));
+        }
+
+        self.state.step += 1;
+        self.state.cursor = self.batches.cursor();
+        self.state.window.nll += nll;
+        self.state.window.label_tokens += examples.label_tokens;
+        self.state.last_loss = Some(loss);
+        let report = StepReport {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            epoch: self.state.step as f64 / self.steps_per_epoch as f64,
+            loss,
+            grad_norm,
+            learning_rate,
+            examples: examples.indices.len(),
+            tokens: examples.tokens,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        self.log_step(&report)?;
+        observer.step(&report);
+        Ok(())
+    }
+
+    /// The batches up to the accumulation's count or the epoch's end.
+    fn next_examples(&mut self) -> Result<Examples> {
+        let mut examples = Examples { parts: Vec::new(), indices: Vec::new(), label_tokens: 0, tokens: 0 };
+        while examples.parts.len() < self.training.config.gradient_accumulation_steps {
+            let next = self.batches.next_batch();
+            let mut part = Batch::new();
+            for &index in next.indices {
+                let example = &self.training.train.examples[index];
+                part.push(&example.input_ids, &example.target_ids)
+                    .map_err(|error| error.in_file(&self.training.train.path).on_line(example.line))?;
+                examples.indices.push(index);
+            }
+            examples.label_tokens += part.label_tokens();
+            examples.tokens += part.tokens();
+            examples.parts.push(part);
+            if next.ends_epoch {
+                break;
+            }
+        }
+        Ok(examples)
+    }
+
+    fn prompt_tensor(&self) -> Result<Tensor> {
+        let (rows, model) = (self.training.config.num_virtual_tokens, self.training.model);
+        Tensor::from_slice(model.device(), rows, model.config().hidden_size, &self.state.prompt, Kind::Optimizer)
+    }
+
+    fn log_step(&mut self, report: &StepReport) -> Result<()> {
+        if !report.step.is_multiple_of(self.training.config.logging_steps) && report.step != self.total_steps {
+            return Ok(());
+        }
+        let window = std::mem::take(&mut self.state.window);
+        let metrics = [
+            ("loss", window.nll / window.label_tokens.max(1) as f64),
+            ("grad_norm", report.grad_norm),
+            ("learning_rate", report.learning_rate),
+            ("epoch", report.epoch),
+        ];
+        self.output.log(report.step, "train", &metrics)
+    }
+
+    fn evaluation_is_due(&self) -> bool {
+        let every = self.training.config.eval_steps.unwrap_or(self.steps_per_epoch);
+        let step = self.state.step;
+        self.training.evaluate.is_some() && (step.is_multiple_of(every) || step == self.total_steps)
+    }
+
+    /// Evaluates, keeps the best prompt, and says whether to go on.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let prompt = self.prompt_tensor()?;
+        let config = self.training.config;
+        let Some(evaluate) = &mut self.training.evaluate else { return Ok(true) };
+        let metrics = evaluate(&prompt)?;
+        let named: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        self.output.log(self.state.step, "eval", &named)?;
+        let wanted = metric_name(config.metric_for_best_model);
+        let &(_, value) = named.iter().find(|(name, _)| *name == wanted).ok_or_else(|| {
+            Error::config(Place::item("metric_for_best_model"), "a metric that is evaluated", wanted)
+        })?;
+        let greater = config.metric_for_best_model.greater_is_better();
+        let is_best = self.state.best.as_ref().is_none_or(|best| match greater {
+            true => value > best.value,
+            false => value < best.value,
+        });
+        if is_best {
+            self.output.save_prompt("best", &self.state.prompt, self.state.step)?;
+            self.state.best = Some(Best { metric: wanted.to_string(), value, step: self.state.step });
+            self.state.evals_without_gain = 0;
+        } else {
+            self.state.evals_without_gain += 1;
+        }
+        observer.evaluated(self.state.step, &metrics, is_best);
+        Ok(config.early_stopping_patience.is_none_or(|patience| self.state.evals_without_gain < patience))
+    }
+
+    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
+        let state = &self.state;
+        let json = |value: serde_json::Result<serde_json::Value>| {
+            value.map_err(|error| Error::op("checkpoint", "a state that JSON can hold", error.to_string()))
+        };
+        let checkpoint = Checkpoint {
+            step: state.step,
+            cursor: json(serde_json::to_value(state.cursor))?,
+            prompt: self.output.prompt(&state.prompt, state.step)?,
+            optimizer: state.optimizer.state(),
+            best: state.best.clone(),
+            evals_without_gain: state.evals_without_gain,
+            history: json(serde_json::to_value(state.window))?,
+            fingerprints: self.fingerprints.clone(),
+        };
+        observer.saved(&self.output.save(&checkpoint)?);
+        Ok(())
+    }
+
+    /// Keeps the last good prompt and says what was in the step that went wrong.
+    fn diverged(&self, what: &str, loss: f64, examples: &Examples) -> Error {
+        let kept = match self.output.save_prompt("last_good", &self.state.prompt, self.state.step) {
+            Ok(_) => format!("the last good prompt is in {}", self.output.prompt_path("last_good").display()),
+            Err(error) => format!("the last good prompt could not be saved: {error}"),
+        };
+        let dataset = self.training.train;
+        let mut lines: Vec<u64> = examples.indices.iter().map(|&index| dataset.examples[index].line).collect();
+        lines.sort_unstable();
+        let rest = lines.len().saturating_sub(NAMED_ROWS);
+        let named: Vec<String> = lines.iter().take(NAMED_ROWS).map(u64::to_string).collect();
+        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        let got = format!("loss {loss} in step {} on lines {}{more}", self.state.step + 1, named.join(", "));
+        Error::diverged(Place::file(&dataset.path), format!("a finite {what}"), got)
+            .hint(format!("lower --learning-rate or set --max-grad-norm; {kept}"))
+    }
+}
+
+fn metric_name(metric: crate::config::Metric) -> &'static str {
+    use crate::config::Metric;
+    match metric {
+        Metric::Loss => "loss",
+        Metric::Accuracy => "accuracy",
+        Metric::BalancedAccuracy => "balanced_accuracy",
+        Metric::MacroF1 => "macro_f1",
+        Metric::ExactMatch => "exact_match",
+    }
+}
