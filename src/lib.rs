@@ -1,6 +1,7 @@
 //! Soft prompt tuning of frozen language models: only the work the prompt's gradient needs.
 
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod eval;
 pub mod flops;
 pub mod generate;
+pub mod inspect;
 pub mod layout;
 pub mod metrics;
 pub mod models;

@@ -22,7 +22,7 @@ use crate::optim::{AdafactorConfig, AdamWConfig, OptimizerConfig, Schedule, Sche
 use crate::tensor::{Tensor, with_element};
 use crate::values::sha256_hex;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::AtomicUsize;
 
 pub use output::refuse_to_overwrite;
 
@@ -118,7 +118,7 @@ pub struct Summary {
 /// [`Error::Interrupted`] after a signal; [`Error::Diverged`] for a loss, gradient or prompt that is not finite, naming the
 /// rows of the step, with the last good prompt saved; [`Error::Config`] for a directory that holds another run;
 /// [`Error::Input`] for a checkpoint of another run; [`Error::Io`] if nothing can be written.
-pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicI32) -> Result<Summary> {
+pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
     with_element!(training.model.dtype(), E => run::Run::<E>::start(training)?.go(observer, interrupt))
 }
 

@@ -11,7 +11,7 @@ use crate::optim::{Optimizer, Schedule, clip_grad_norm};
 use crate::step::Batch;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Rows named in an error, at most.
@@ -111,7 +111,7 @@ impl<'a, E: Element> Run<'a, E> {
         Ok(Self { training, output, fingerprints, schedule, total_steps, steps_per_epoch, state, batches })
     }
 
-    pub(super) fn go(mut self, observer: &mut dyn Observer, interrupt: &AtomicI32) -> Result<Summary> {
+    pub(super) fn go(mut self, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
         let mut ended = Ended::Done;
         while self.state.step < self.total_steps {
             self.step(observer, interrupt)?;
@@ -140,7 +140,7 @@ impl<'a, E: Element> Run<'a, E> {
     }
 
     /// One optimizer step over all parts of its examples.
-    fn step(&mut self, observer: &mut dyn Observer, interrupt: &AtomicI32) -> Result<()> {
+    fn step(&mut self, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<()> {
         let start = Instant::now();
         let examples = self.next_examples()?;
         let prompt = self.prompt_tensor()?;
@@ -149,7 +149,7 @@ impl<'a, E: Element> Run<'a, E> {
         for part in &examples.parts {
             if let signal @ 1.. = interrupt.load(Ordering::Relaxed) {
                 self.save(observer)?;
-                return Err(Error::Interrupted { signal });
+                return Err(Error::Interrupted { signal: i32::try_from(signal).unwrap_or(0) });
             }
             let found = self.training.model.loss_and_grad_of_part(&prompt, part, examples.label_tokens)?;
             nll += found.loss.by_example.iter().sum::<f64>();

@@ -43,6 +43,11 @@ pub fn locate_with(model: &str, var: &dyn Fn(&str) -> Option<OsString>) -> Resul
     )))
 }
 
+/// The Hugging Face cache that [`locate`] looks in, if the environment names one or a home to find it in.
+pub fn cache_directory() -> Option<PathBuf> {
+    caches(&|name| std::env::var_os(name)).into_iter().next()
+}
+
 /// `org/name@revision` in parts; `None` if it cannot be a hub id.
 fn hub_id(model: &str) -> Option<(&str, &str)> {
     let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
