@@ -98,7 +98,9 @@ fn rms_norm(bencher: Bencher<'_, '_>, backward: bool) {
 #[divan::bench(args = [false, true])]
 fn layer_norm(bencher: Bencher<'_, '_>, backward: bool) {
     let (weight, bias) = (tensor(&device(), 1, WIDTH), tensor(&device(), 1, WIDTH));
-    both(bencher, backward, &[WIDTH], |tape, x| ops::layer_norm(tape, &x[0], &weight, &bias, 1e-5).expect("layer_norm"));
+    both(bencher, backward, &[WIDTH], |tape, x| {
+        ops::layer_norm(tape, &x[0], &weight, &bias, 1e-5).expect("layer_norm")
+    });
 }
 
 #[divan::bench(args = [false, true])]
@@ -107,9 +109,7 @@ fn rope(bencher: Bencher<'_, '_>, backward: bool) {
     let table = |rows| tensor(&device, rows, HEADS.dim / 2);
     let rotation = Arc::new(Rotation { pairing: Pairing::Halves, cos: table(256), sin: table(256) });
     let positions: Arc<[usize]> = layout().positions.into();
-    both(bencher, backward, &[WIDTH], |tape, x| {
-        ops::rope(tape, x[0].clone(), &rotation, &positions).expect("rope")
-    });
+    both(bencher, backward, &[WIDTH], |tape, x| ops::rope(tape, x[0].clone(), &rotation, &positions).expect("rope"));
 }
 
 #[divan::bench(args = [false, true])]

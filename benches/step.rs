@@ -26,7 +26,8 @@ fn main() {
         let ids: Vec<u32> = (0..length).map(|at| ((example * 131 + at * 17) % config.vocab_size) as u32).collect();
         batch.push(&ids[..length - 1], &ids[length - 1..]).expect("an example");
     }
-    let values: Vec<f64> = (0..prompt_rows * config.hidden_size).map(|i| ((i * 37 % 101) as f64 - 50.0) / 500.0).collect();
+    let values: Vec<f64> =
+        (0..prompt_rows * config.hidden_size).map(|i| ((i * 37 % 101) as f64 - 50.0) / 500.0).collect();
     let prompt = model.prompt_from(prompt_rows, &values).expect("a prompt");
     let layout = batch.layout(prompt_rows).expect("a layout");
     let products = frozen_products(&config, &layout);
@@ -48,7 +49,12 @@ fn main() {
     println!("{name} P={prompt_rows} B={examples} T={length} f32, {threads} threads: {:.1} GFLOP a step", flops / 1e9);
     println!("step     {:8.3} s  {step:6.1} GFLOP/s", flops / 1e9 / step);
     println!("library  {:8.3} s  {library:6.1} GFLOP/s on the frozen products alone", frozen / 1e9 / library);
-    println!("ratio    {:8.3}    (median of {ROUNDS} rounds, {:.3} to {:.3})", step / library, ratio(rounds[0]), ratio(rounds[ROUNDS - 1]));
+    println!(
+        "ratio    {:8.3}    (median of {ROUNDS} rounds, {:.3} to {:.3})",
+        step / library,
+        ratio(rounds[0]),
+        ratio(rounds[ROUNDS - 1])
+    );
     let memory = device.memory();
     for kind in Kind::ALL {
         println!("peak     {:>18} {:9.1} MiB", kind.name(), memory.at_peak(kind) as f64 / f64::from(1 << 20));
@@ -72,7 +78,14 @@ fn library_seconds(products: &[Product], threads: usize) -> f64 {
         let w = Mat::<f32>::full(product.k, product.n, 0.25);
         let mut y = Mat::<f32>::zeros(product.n, product.m);
         let start = Instant::now();
-        matmul(y.as_mut().transpose_mut(), Accum::Replace, x.as_ref().transpose(), w.as_ref(), 1.0, Par::rayon(threads));
+        matmul(
+            y.as_mut().transpose_mut(),
+            Accum::Replace,
+            x.as_ref().transpose(),
+            w.as_ref(),
+            1.0,
+            Par::rayon(threads),
+        );
         start.elapsed().as_secs_f64() * product.count as f64
     });
     seconds.sum()

@@ -14,8 +14,12 @@ fn main() -> softprompt::Result<()> {
     }
     // Four rows, started from the embedding of a word that suits the task.
     let (rows, width) = (4, model.config().hidden_size);
-    let mut values: Vec<f32> =
-        model.embedding_row(tokenizer.encode(" colour")?[0])?.iter().map(|&x| x as f32).collect::<Vec<_>>().repeat(rows);
+    let mut values: Vec<f32> = model
+        .embedding_row(tokenizer.encode(" colour")?[0])?
+        .iter()
+        .map(|&x| x as f32)
+        .collect::<Vec<_>>()
+        .repeat(rows);
     let mut optimizer = Optimizer::new(&OptimizerConfig::AdamW(AdamWConfig::default()), rows, width)?;
     for step in 0..20 {
         let prompt = model.prompt_from(rows, &values.iter().map(|&x| x.into()).collect::<Vec<f64>>())?;

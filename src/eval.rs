@@ -157,7 +157,8 @@ pub fn rank(
                 Score::Sum => logs,
                 Score::Mean => logs.iter().zip(&labels.ids).map(|(log, ids)| log / ids.len() as f64).collect(),
             };
-            let first = (0..scores.len()).fold(0, |best, label| if scores[label] > scores[best] { label } else { best });
+            let first =
+                (0..scores.len()).fold(0, |best, label| if scores[label] > scores[best] { label } else { best });
             predictions.push(Prediction { line: example.line, truth, predicted: first, scores });
         }
         progress(predictions.len(), rows);
@@ -181,7 +182,9 @@ fn rank_batch(model: &Model, prompt: &Tensor, examples: &[Example], labels: &Lab
     if prompt.rows() == 0
         && let Some(example) = examples.iter().find(|example| example.input_ids.is_empty())
     {
-        return Err(Error::input(Place::default(), "an input, as there is no prompt", "an empty one").on_line(example.line));
+        return Err(
+            Error::input(Place::default(), "an input, as there is no prompt", "an empty one").on_line(example.line)
+        );
     }
     let mut sequences = Vec::new();
     for example in examples {

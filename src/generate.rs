@@ -143,8 +143,7 @@ impl<'a> Generator<'a> {
         let mut grow = |sequence: &mut Growing, logits: &[f64]| {
             sequence.cached = sequence.len();
             sequence.new.push(choose(logits, sampling, &mut sequence.random));
-            sequence.is_done =
-                stop(&sequence.new) || sequence.new.len() == max_new_tokens || sequence.len() >= limit;
+            sequence.is_done = stop(&sequence.new) || sequence.new.len() == max_new_tokens || sequence.len() >= limit;
         };
         if let Some(logits) = &self.prompt_logits {
             let empty = sequences.iter_mut().filter(|sequence| !sequence.is_done && sequence.len() == 0);
@@ -202,7 +201,8 @@ impl<'a> Generator<'a> {
 fn stream_of(seed: u64, ids: &[u32]) -> ChaCha8Rng {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     // FNV-1a: the same input continues alike in any batch.
-    let stream = ids.iter().fold(0xCBF2_9CE4_8422_2325, |hash: u64, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01B3));
+    let stream =
+        ids.iter().fold(0xCBF2_9CE4_8422_2325, |hash: u64, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01B3));
     random.set_stream(stream);
     random
 }

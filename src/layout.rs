@@ -63,7 +63,11 @@ impl Segments {
             }
         }
         if next_query != visible.len() {
-            return Err(Error::op("attention", format!("segments for {} queries", visible.len()), next_query.to_string()));
+            return Err(Error::op(
+                "attention",
+                format!("segments for {} queries", visible.len()),
+                next_query.to_string(),
+            ));
         }
         Ok(Self { segments, visible, key_rows })
     }
@@ -207,7 +211,9 @@ impl Packing {
                 .placed
                 .get(parent)
                 .filter(|parent| parent.is_root && parent.prompt == sequence.prompt)
-                .ok_or_else(|| Error::op("layout", "an earlier root sequence of the same prompt", parent.to_string()))?;
+                .ok_or_else(|| {
+                    Error::op("layout", "an earlier root sequence of the same prompt", parent.to_string())
+                })?;
             if !parent.rows.is_empty() {
                 context.push(parent.rows.clone());
                 before = (parent.next_position, Some(parent.rows.end - 1));
@@ -242,9 +248,9 @@ impl Packing {
         }
         if sequence.score_end {
             let row = if kept > 0 { Some(start + kept - 1) } else { row_before };
-            let row = row.filter(|_| kept == sequence.ids.len()).ok_or_else(|| {
-                Error::op("layout", "a kept last token, or a prompt, to score the end of", "none")
-            })?;
+            let row = row
+                .filter(|_| kept == sequence.ids.len())
+                .ok_or_else(|| Error::op("layout", "a kept last token, or a prompt, to score the end of", "none"))?;
             self.layout.scored_rows.push(row);
             self.layout.sequence_of.push(index);
             self.scored.1.push(kept);

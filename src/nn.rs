@@ -90,7 +90,9 @@ impl RotaryTable {
         let rows = positions.next_power_of_two().max(128);
         let of = |function: fn(f64) -> f64| {
             let values: Vec<f64> = (0..rows)
-                .flat_map(|position| self.frequencies.iter().map(move |frequency| function(position as f64 * frequency)))
+                .flat_map(|position| {
+                    self.frequencies.iter().map(move |frequency| function(position as f64 * frequency))
+                })
                 .collect();
             Tensor::from_f64(&self.device, rows, self.frequencies.len(), self.dtype, &values, Kind::Weights)
         };

@@ -59,11 +59,8 @@ impl Batch {
     /// # Errors
     /// [`Error::Input`] for an example with an empty input if there is no prompt.
     pub fn layout(&self, prompt_rows: usize) -> Result<Layout> {
-        let sequences: Vec<Sequence<'_>> = self
-            .examples
-            .iter()
-            .map(|(ids, first_label)| Sequence::example(0, ids, *first_label))
-            .collect();
+        let sequences: Vec<Sequence<'_>> =
+            self.examples.iter().map(|(ids, first_label)| Sequence::example(0, ids, *first_label)).collect();
         if prompt_rows == 0
             && let Some(index) = self.examples.iter().position(|&(_, first_label)| first_label == 0)
         {

@@ -215,10 +215,7 @@ mod tests {
         let device = Device::cpu(Some(1)).unwrap();
         let mut a = Tensor::zeros(&device, 2, 2, DType::F32, Kind::Workspace);
         let b = Tensor::zeros(&device, 2, 3, DType::F32, Kind::Workspace);
-        assert_eq!(
-            a.add_assign(&b).unwrap_err().to_string(),
-            "add: expected [2, 2] f32, got [2, 3] f32"
-        );
+        assert_eq!(a.add_assign(&b).unwrap_err().to_string(), "add: expected [2, 2] f32, got [2, 3] f32");
         assert!(Tensor::from_slice(&device, 2, 2, &[0f32; 3], Kind::Workspace).is_err());
     }
 }

@@ -135,7 +135,14 @@ fn by_generating(
     dataset: &Dataset,
     terminal: &Terminal,
 ) -> Result<serde_json::Value> {
-    let texts = generated(model, prompt, dataset, args.batch_size as usize, args.max_new_tokens, progress(terminal, "generated"))?;
+    let texts = generated(
+        model,
+        prompt,
+        dataset,
+        args.batch_size as usize,
+        args.max_new_tokens,
+        progress(terminal, "generated"),
+    )?;
     if let Some(path) = &args.predictions {
         let lines = dataset.examples.iter().zip(&texts);
         let content: String = lines
@@ -172,7 +179,11 @@ pub(super) fn generated(
             };
             let text = tokenizer.decode(&ids, true)?;
             // A target of one line is compared with the first line: models trained without an end token go on.
-            let text = if target.trim().contains('\n') { text.as_str() } else { text.trim_start().lines().next().unwrap_or("") };
+            let text = if target.trim().contains('\n') {
+                text.as_str()
+            } else {
+                text.trim_start().lines().next().unwrap_or("")
+            };
             texts.push((target, text.trim().to_string()));
         }
         progress(texts.len(), dataset.examples.len());

@@ -46,7 +46,8 @@ pub(super) fn run(args: &ExportArgs, terminal: &Terminal) -> Result<()> {
         "npy" => prompt.write_npy(&args.out)?,
         "prompt_embeds" => prompt.write_safetensors(&args.out)?,
         "peft" => {
-            let named = args.base_model.clone().or_else(|| args.model.as_ref().map(|model| model.display().to_string()));
+            let named =
+                args.base_model.clone().or_else(|| args.model.as_ref().map(|model| model.display().to_string()));
             let peft = PeftConfig {
                 base_model_name_or_path: named.or_else(|| prompt.meta.get("base_model").cloned()),
                 revision: None,

@@ -53,8 +53,7 @@ pub(super) fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<()> {
     let tokenizer = model.require_tokenizer()?;
     let prompt = prompt_for(&model, args.prompt.as_ref())?;
     let generator = Generator::new(&model, &prompt)?;
-    let sampling =
-        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let texts = texts(args)?;
     let options = ExampleOptions::default();
     let encoder = encoder(&model).map(|tokenizer| TextEncoder::new(tokenizer, &options)).transpose()?;
@@ -67,7 +66,9 @@ pub(super) fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<()> {
         let inputs: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
         let mut stop = |new: &[u32]| {
             let is_end = tokenizer.eos_id().is_some() && new.last().copied() == tokenizer.eos_id();
-            is_end || (!args.stop.is_empty() && tokenizer.decode(new, true).is_ok_and(|text| cut(&text, &args.stop).is_some()))
+            is_end
+                || (!args.stop.is_empty()
+                    && tokenizer.decode(new, true).is_ok_and(|text| cut(&text, &args.stop).is_some()))
         };
         let new = generator.generate(&inputs, args.max_new_tokens, sampling, &mut stop)?;
         for (text, ids) in texts.iter().zip(new) {

@@ -107,7 +107,8 @@ fn model(path: &Path) -> Result<(Value, String)> {
     let mut metadata: serde_json::Map<String, Value> =
         weights.metadata().iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     if let Some(gguf) = weights.gguf() {
-        metadata.extend(gguf.keys().filter_map(|key| Some((key.to_string(), json!(shown(&gguf.get(key)?.to_string()))))));
+        metadata
+            .extend(gguf.keys().filter_map(|key| Some((key.to_string(), json!(shown(&gguf.get(key)?.to_string()))))));
     }
     lines.push(format!("{} tensors, {parameters} parameters", tensors.len()));
     lines.extend(metadata.iter().map(|(key, value)| format!("  {key}: {value}")));

@@ -72,7 +72,11 @@ const COMMANDS: &[Command] = &[
     derived!("eval", eval::EvalArgs, "Score a prompt on labelled rows, or the model without one"),
     derived!("generate", generate::GenerateArgs, "Continue texts behind a prompt"),
     derived!("gradient", gradient::GradientArgs, "Write one batch's mean loss and prompt gradient"),
-    derived!("inspect", inspect::InspectArgs, "Show what a model, prompt or checkpoint holds, or a prompt's nearest tokens"),
+    derived!(
+        "inspect",
+        inspect::InspectArgs,
+        "Show what a model, prompt or checkpoint holds, or a prompt's nearest tokens"
+    ),
     derived!("export", export::ExportArgs, "Write a prompt in the form of another tool"),
     derived!("import", import::ImportArgs, "Turn a prompt of another tool into one of ours"),
     derived!("doctor", doctor::DoctorArgs, "Report on this machine: devices, speed, caches"),
@@ -142,7 +146,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn report(error: &Error, terminal: &Terminal) {
     let problem = match error {
-        Error::Usage(p) | Error::Config(p) | Error::Input(p) | Error::Diverged(p) | Error::Device(p) => Some(p.as_ref()),
+        Error::Usage(p) | Error::Config(p) | Error::Input(p) | Error::Diverged(p) | Error::Device(p) => {
+            Some(p.as_ref())
+        }
         _ => None,
     };
     let text = match problem {

@@ -130,7 +130,11 @@ pub(crate) fn prompt_for(model: &Model, path: Option<&PathBuf>) -> Result<Tensor
     let limit = model.config().max_position_embeddings;
     if file.rows >= limit {
         let place = crate::error::Place::file(path);
-        return Err(crate::Error::input(place, format!("fewer than {limit} rows, the model's positions"), file.rows.to_string()));
+        return Err(crate::Error::input(
+            place,
+            format!("fewer than {limit} rows, the model's positions"),
+            file.rows.to_string(),
+        ));
     }
     model.prompt_from(file.rows, &file.values.to_vec::<f64>())
 }

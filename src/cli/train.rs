@@ -25,9 +25,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
 pub(super) fn command(command: clap::Command) -> clap::Command {
-    let config = Arg::new("config").long("config").value_name("FILE").env("SOFTPROMPT_CONFIG").help(
-        "A TOML file of these keys, with _ for -; flags and SOFTPROMPT_* variables count before it",
-    );
+    let config = Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .env("SOFTPROMPT_CONFIG")
+        .help("A TOML file of these keys, with _ for -; flags and SOFTPROMPT_* variables count before it");
     let flags = KEYS.iter().map(|key| {
         Arg::new(key.name)
             .long(key.name.replace('_', "-"))
@@ -268,8 +270,7 @@ impl Observer for Watcher<'_> {
         seen.steps += 1;
         let rate = |count: usize| count as f64 / seen.seconds.max(1e-9);
         let loss = seen.loss / seen.steps as f64;
-        let text =
-            format!("loss {loss:.4}, {:.1} examples/s, {:.0} tokens/s", rate(seen.examples), rate(seen.tokens));
+        let text = format!("loss {loss:.4}, {:.1} examples/s, {:.0} tokens/s", rate(seen.examples), rate(seen.tokens));
         self.bar.set_length(report.total_steps);
         self.bar.set_position(report.step);
         self.bar.set_message(text.clone());

@@ -129,7 +129,8 @@ impl ModelConfig {
     }
 
     fn check(self, path: &Path) -> Result<Self> {
-        let wrong = |item: &str, expected: &str, got: String| Err(Error::input(Place::file(path).of(item), expected, got));
+        let wrong =
+            |item: &str, expected: &str, got: String| Err(Error::input(Place::file(path).of(item), expected, got));
         let sizes = [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -360,7 +361,8 @@ impl HuggingFace {
                 low_freq_factor: parameters.positive("low_freq_factor")?,
                 high_freq_factor: parameters.positive("high_freq_factor")?,
                 original_max_position_embeddings: parameters
-                    .size("original_max_position_embeddings", Some(max_positions))? as f64,
+                    .size("original_max_position_embeddings", Some(max_positions))?
+                    as f64,
             },
             other => {
                 return self.refuse(&format!("{key}.rope_type"), "default, linear or llama3", format!("{other:?}"));
@@ -420,7 +422,8 @@ fn from_gguf(metadata: &gguf::Metadata, weights: &Weights) -> Result<ModelConfig
 
     let (hidden_size, heads) = (need("embedding_length")?, need("attention.head_count")?);
     let head_dim = size("attention.key_length")?.unwrap_or(hidden_size / heads.max(1));
-    if let Some(rotated) = size("rope.dimension_count")?.filter(|&rotated| rotated != head_dim && family != Family::Gpt2)
+    if let Some(rotated) =
+        size("rope.dimension_count")?.filter(|&rotated| rotated != head_dim && family != Family::Gpt2)
     {
         return Err(Error::input(place(&key("rope.dimension_count")), head_dim.to_string(), rotated.to_string())
             .hint("partial rotation is not supported"));

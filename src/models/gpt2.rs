@@ -47,7 +47,11 @@ impl Gpt2 {
         let is_tied = if loader.is_gguf() { !loader.has(head_name) } else { config.tie_word_embeddings };
         let head = if is_tied { Arc::clone(&embedding) } else { table(head_name.to_string(), vocabulary)? };
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| Layer::load(loader, config, &|hf, gguf| name(&format!("h.{layer}.{hf}"), &format!("blk.{layer}.{gguf}"))))
+            .map(|layer| {
+                Layer::load(loader, config, &|hf, gguf| {
+                    name(&format!("h.{layer}.{hf}"), &format!("blk.{layer}.{gguf}"))
+                })
+            })
             .collect::<Result<Vec<_>>>()?;
         let norm = loader.layer_norm(&name("ln_f", "output_norm"), width, config.norm_epsilon)?;
         let (heads, activation) = (config.heads(), config.activation);
@@ -98,8 +102,7 @@ impl Gpt2 {
 impl Layer {
     fn load(loader: &Loader<'_>, config: &ModelConfig, name: &dyn Fn(&str, &str) -> String) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let orientation =
-            if loader.is_gguf() { Orientation::RowPerOutput } else { Orientation::RowPerInput };
+        let orientation = if loader.is_gguf() { Orientation::RowPerOutput } else { Orientation::RowPerInput };
         let fused = name("attn.c_attn", "attn_qkv");
         let weight = loader.fused(&format!("{fused}.weight"), 3 * width, width, orientation)?;
         let bias = loader.numbers(&format!("{fused}.bias"), 3 * width)?;

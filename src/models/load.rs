@@ -112,13 +112,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A matrix that is not widened before it has been divided.
-    pub(super) fn fused(
-        &self,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-        orientation: Orientation,
-    ) -> Result<Matrix> {
+    pub(super) fn fused(&self, name: &str, outputs: usize, inputs: usize, orientation: Orientation) -> Result<Matrix> {
         let shape = match orientation {
             Orientation::RowPerOutput => [outputs, inputs],
             Orientation::RowPerInput => [inputs, outputs],

@@ -168,9 +168,8 @@ impl Training<'_> {
             "save_steps",
             "per_device_eval_batch_size",
         ];
-        let mut table = toml::Table::try_from(self.config).map_err(|error| {
-            Error::config(Place::default(), "values that TOML can hold", error.to_string())
-        })?;
+        let mut table = toml::Table::try_from(self.config)
+            .map_err(|error| Error::config(Place::default(), "values that TOML can hold", error.to_string()))?;
         INDIFFERENT.iter().for_each(|key| drop(table.remove(*key)));
         if self.config.lr_scheduler_type == Scheduler::Constant {
             // Without a schedule to stretch, a longer run begins as a shorter one.

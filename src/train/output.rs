@@ -35,8 +35,12 @@ pub(super) struct Output {
 pub fn refuse_to_overwrite(dir: &Path, resume: &Resume) -> Result<()> {
     let holds_a_run = [CONFIG_FILE, METRICS_FILE].iter().any(|name| dir.join(name).exists());
     if *resume == Resume::Last(false) && holds_a_run {
-        return Err(Error::config(Place::file(dir).of("output_dir"), "a new or empty directory", "one that holds a run")
-            .hint("take another --output-dir, or --resume true to go on"));
+        return Err(Error::config(
+            Place::file(dir).of("output_dir"),
+            "a new or empty directory",
+            "one that holds a run",
+        )
+        .hint("take another --output-dir, or --resume true to go on"));
     }
     Ok(())
 }

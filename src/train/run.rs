@@ -252,9 +252,10 @@ impl<'a, E: Element> Run<'a, E> {
         let named: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.output.log(self.state.step, "eval", &named)?;
         let wanted = metric_name(config.metric_for_best_model);
-        let &(_, value) = named.iter().find(|(name, _)| *name == wanted).ok_or_else(|| {
-            Error::config(Place::item("metric_for_best_model"), "a metric that is evaluated", wanted)
-        })?;
+        let &(_, value) = named
+            .iter()
+            .find(|(name, _)| *name == wanted)
+            .ok_or_else(|| Error::config(Place::item("metric_for_best_model"), "a metric that is evaluated", wanted))?;
         let greater = config.metric_for_best_model.greater_is_better();
         let is_best = self.state.best.as_ref().is_none_or(|best| match greater {
             true => value > best.value,

@@ -137,8 +137,7 @@ pub(crate) use with_function;
 /// None of its own.
 pub fn activation(tape: &mut Tape, x: &Var, function: Activation) -> Result<Var> {
     let input = x.tensor();
-    let mut output =
-        Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     with_element!(input.dtype(), E => with_function!(function, F => forward::<E, F>(input, &mut output)));
     let node = x.node();
     if !node.is_tracked() {

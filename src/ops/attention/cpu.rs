@@ -66,7 +66,13 @@ fn forward_tile<E: Element>(
     let mut first = 0;
     for span in &spans {
         let columns = span_columns(scores, queries, keys, first, span);
-        gemm(columns, Accumulate::Replace, view(stacked, queries, dim), tile.key_view(k, &span.keys).transpose(), E::ONE);
+        gemm(
+            columns,
+            Accumulate::Replace,
+            view(stacked, queries, dim),
+            tile.key_view(k, &span.keys).transpose(),
+            E::ONE,
+        );
         first += span.keys.len();
     }
     softmax(tile, &spans, scores, keys, sums);
@@ -314,7 +320,8 @@ fn backward_tile<E: Element>(
             continue;
         }
         let span = &Span { keys: span.keys.start..span.keys.start + count, is_own: span.is_own };
-        let (k, v) = (tile.key_view::<E>(saved.k.as_slice(), &span.keys), tile.key_view(saved.v.as_slice(), &span.keys));
+        let (k, v) =
+            (tile.key_view::<E>(saved.k.as_slice(), &span.keys), tile.key_view(saved.v.as_slice(), &span.keys));
         let (q_view, d_o_view) = (view(q, queries, dim), view(d_o, queries, dim));
         gemm(view_mut(p, queries, count), Accumulate::Replace, q_view, k.transpose(), E::ONE);
         gemm(view_mut(ds, queries, count), Accumulate::Replace, d_o_view, v.transpose(), E::ONE);
@@ -341,7 +348,9 @@ fn scores_backward<E: Element>(tile: &Tile<'_>, span: &Span, p: &mut [E], ds: &m
     vectorised(
         #[inline(always)]
         || {
-            for (position, (p, ds)) in p.chunks_exact_mut(count).zip(ds.chunks_exact_mut(count)).take(lse.len()).enumerate() {
+            for (position, (p, ds)) in
+                p.chunks_exact_mut(count).zip(ds.chunks_exact_mut(count)).take(lse.len()).enumerate()
+            {
                 let seen = tile.seen(span, position);
                 let (lse, delta) = (lse[position], delta[position]);
                 for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {

@@ -22,8 +22,7 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsi
             return Err(Error::op("layer_norm", expected, parameter.describe()));
         }
     }
-    let mut output =
-        Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, bias, epsilon, &mut output));
 
     let node = x.node();

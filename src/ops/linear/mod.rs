@@ -27,8 +27,7 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Tens
     {
         return Err(Error::op("linear", format!("a bias [1, {out_features}] {}", input.dtype()), bias.describe()));
     }
-    let mut output =
-        Tensor::scratch(input.device(), input.rows(), out_features, input.dtype(), Kind::Workspace);
+    let mut output = Tensor::scratch(input.device(), input.rows(), out_features, input.dtype(), Kind::Workspace);
     with_element!(input.dtype(), E => cpu::forward::<E>(input, matrix, bias, &mut output));
 
     let node = x.node();

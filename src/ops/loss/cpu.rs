@@ -33,8 +33,7 @@ pub(super) fn forward<E: Element>(
 ) -> (Vec<f64>, Option<Tensor>) {
     let (device, rows, width, vocabulary) = (hidden.device(), hidden.rows(), hidden.cols(), head.out_features());
     let h = view::<E>(hidden.as_slice(), rows, width);
-    let mut gradient =
-        scales.map(|_| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Workspace));
+    let mut gradient = scales.map(|_| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Workspace));
     let mut running = vec![Running { max: E::NEG_INFINITY, total: 0.0 }; rows];
     let mut picked = vec![E::ZERO; wanted.len()];
     let chunk = (MAX_LOGITS / rows.max(1)).clamp(MIN_CHUNK, MAX_CHUNK);
@@ -63,9 +62,10 @@ pub(super) fn forward<E: Element>(
     if let (Some(gradient), Some(scales)) = (&mut gradient, scales) {
         finish(gradient.make_mut::<E>(), head, wanted, scales, &running);
     }
-    let nll = wanted.iter().zip(picked).map(|(&(row, _), logit)| {
-        running[row].total.ln() + Element::to_f64(running[row].max) - Element::to_f64(logit)
-    });
+    let nll = wanted
+        .iter()
+        .zip(picked)
+        .map(|(&(row, _), logit)| running[row].total.ln() + Element::to_f64(running[row].max) - Element::to_f64(logit));
     (nll.collect(), gradient)
 }
 

@@ -82,9 +82,7 @@ fn check<'a>(hidden: &Tensor, head: &Matrix, mut tokens: impl Iterator<Item = &'
         return Err(Error::op("cross_entropy", format!("[_, {}]", head.in_features()), hidden.describe()));
     }
     match tokens.find(|&&id| id as usize >= head.out_features()) {
-        Some(id) => {
-            Err(Error::op("cross_entropy", format!("tokens below {}", head.out_features()), id.to_string()))
-        }
+        Some(id) => Err(Error::op("cross_entropy", format!("tokens below {}", head.out_features()), id.to_string())),
         None => Ok(()),
     }
 }

@@ -20,8 +20,7 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
         let expected = format!("a weight [1, {}] {}", input.cols(), input.dtype());
         return Err(Error::op("rms_norm", expected, weight.describe()));
     }
-    let mut output =
-        Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output));
 
     let node = x.node();
