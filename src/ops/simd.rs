@@ -85,7 +85,7 @@ fn fold<E: Element>(mut totals: [E; LANES]) -> E {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            totals[lane] = totals[lane] + totals[lane + width];
+            totals[lane] += totals[lane + width];
         }
         width /= 2;
     }

@@ -85,7 +85,7 @@ impl Matrix {
             Orientation::RowPerOutput => (&mut part.rows, 1),
             Orientation::RowPerInput => (&mut part.cols, block),
         };
-        if outputs.end > side.len() || outputs.start % granule != 0 || outputs.end % granule != 0 {
+        if outputs.end > side.len() || !outputs.start.is_multiple_of(granule) || !outputs.end.is_multiple_of(granule) {
             return Err(Error::op("matrix", format!("outputs within {}", side.len()), format!("{outputs:?}")));
         }
         *side = side.start + outputs.start..side.start + outputs.end;
