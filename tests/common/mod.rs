@@ -1,5 +1,5 @@
 //! What several test files share.
-#![allow(dead_code, missing_docs, reason = "each test file uses its own part")]
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
