@@ -132,7 +132,7 @@ fn unsafe_code_says_why_and_stays_at_the_bottom() {
         let text = std::fs::read_to_string(&path).unwrap();
         let module = module_of(&path, &root);
         let lines: Vec<&str> = text.lines().collect();
-        for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
+        for (number, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
             assert!(["device", "weights", "cli"].contains(&module.as_str()), "{}: unsafe code", path.display());
             let before = &lines[number.saturating_sub(6)..=number];
             assert!(before.iter().any(|line| line.contains("SAFETY")), "{}:{}: no SAFETY", path.display(), number + 1);
