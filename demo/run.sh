@@ -22,14 +22,16 @@ model=demo/cache/SmolLM2-135M-Instruct.Q4_1.gguf
 data=demo/cache/wordnet
 rows=(--template "{text} Topic:" --target "{label}")
 
+rm -rf demo/run
 "$softprompt" train --model "$model" "${rows[@]}" \
   --train-file "$data/train.jsonl" --eval-file "$data/dev.jsonl" \
   --num-virtual-tokens 10 --prompt-tuning-init sample_vocab \
-  --learning-rate 0.02 --per-device-train-batch-size 16 --max-steps 150 --seed 0 \
+  --learning-rate 0.02 --per-device-train-batch-size 16 --max-steps 100 --eval-steps 50 --seed 0 \
+  --metric-for-best-model accuracy --weights widened \
   --output-dir demo/run "$@"
 
 accuracy() { # the test rows' accuracy, with the eval flags given
-  "$softprompt" eval --model "$model" "${rows[@]}" --data "$data/test.jsonl" --json "$@" |
+  "$softprompt" eval --model "$model" --weights widened "${rows[@]}" --data "$data/test.jsonl" --json "$@" |
     python3 -c 'import json, sys; print("%.3f" % json.load(sys.stdin)["accuracy"])'
 }
 zero_shot=$(accuracy)
