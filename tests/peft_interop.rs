@@ -1,7 +1,7 @@
 //! PEFT reads the adapters that are written here: by `peft_interop.py`, where Python has PEFT.
 //!
-//! `SOFTPROMPT_PYTHON` names the interpreter (default `python3`). Without PEFT the test says so and passes, unless
-//! `SOFTPROMPT_NO_SKIP` is set.
+//! `SOFTPROMPT_TEST_PYTHON` names the interpreter (default `python3`). Without PEFT the test says so and passes, unless
+//! `SOFTPROMPT_TEST_NO_SKIP` is set.
 
 use softprompt::prompt::{PeftConfig, PromptFile};
 use std::path::Path;
@@ -16,10 +16,10 @@ fn peft_loads_our_adapters() {
         let config = PeftConfig { num_layers: Some(2), num_attention_heads: Some(4), ..PeftConfig::default() };
         prompt.write_peft_adapter(dir.path().join(name), &config).unwrap();
     }
-    let python = std::env::var("SOFTPROMPT_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("SOFTPROMPT_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let found = Command::new(&python).args(["-c", "import peft, transformers, torch"]).output();
     if !found.is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("SOFTPROMPT_NO_SKIP").is_none(), "{python} has no PEFT, and skips are failures");
+        assert!(std::env::var_os("SOFTPROMPT_TEST_NO_SKIP").is_none(), "{python} has no PEFT, and skips are failures");
         eprintln!("SKIPPED: {python} has no peft, transformers and torch");
         return;
     }
