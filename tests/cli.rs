@@ -293,3 +293,74 @@ fn prompts_travel_between_formats_unchanged() {
     assert_eq!(near["rows"].as_array().unwrap().len(), 5);
     assert!(result(&softprompt(&["inspect", &model, "--json"]))["parameters"].as_u64().unwrap() > 10_000);
 }
+
+/// The metrics of a run, by split, without times.
+fn metrics(dir: &Path, out: &str, split: &str) -> Vec<serde_json::Value> {
+    let lines = fs::read_to_string(dir.join(out).join("metrics.jsonl")).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter(|line| line["split"] == split).collect()
+}
+
+#[test]
+fn accumulated_parts_give_the_gradient_of_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    // Labels of different lengths: a mean of the parts' means would be another number.
+    let rows: Vec<(Vec<u32>, Vec<u32>)> =
+        (0..8u32).map(|row| ((2..4 + row).collect(), (5..6 + row % 3).collect())).collect();
+    write_rows(&dir.path().join("rows.jsonl"), &rows);
+    let model = golden("llama");
+    let run = |out: &str, size: &str, parts: &str| {
+        let out_dir = dir.path().join(out);
+        result(&softprompt(&[
+            "train",
+            "--json",
+            "--model",
+            model.to_str().unwrap(),
+            "--train-file",
+            dir.path().join("rows.jsonl").to_str().unwrap(),
+            "--output-dir",
+            out_dir.to_str().unwrap(),
+            "--num-virtual-tokens",
+            "3",
+            "--dtype",
+            "f64",
+            "--max-steps",
+            "4",
+            "--logging-steps",
+            "1",
+            "--per-device-train-batch-size",
+            size,
+            "--gradient-accumulation-steps",
+            parts,
+        ]));
+        metrics(dir.path(), out, "train")
+    };
+    let (whole, parts) = (run("whole", "8", "1"), run("parts", "2", "4"));
+    assert_eq!((whole.len(), parts.len()), (4, 4));
+    for (whole, parts) in whole.iter().zip(&parts) {
+        for name in ["loss", "grad_norm"] {
+            let (whole, parts) = (whole[name].as_f64().unwrap(), parts[name].as_f64().unwrap());
+            close(name, &[parts], &[whole], 1e-10);
+        }
+    }
+}
+
+#[test]
+fn a_run_stops_early_and_keeps_the_best_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    golden_files(dir.path(), "llama", "main");
+    // The held-out rows ask for other labels: training makes them worse sooner or later.
+    let held_out: Vec<(Vec<u32>, Vec<u32>)> = (0..4u32).map(|row| (vec![9, 10 + row], vec![200 + row])).collect();
+    let path = dir.path().join("held_out.jsonl");
+    write_rows(&path, &held_out);
+    let flags = ["--eval-file", path.to_str().unwrap(), "--eval-steps", "1", "--early-stopping-patience", "3"];
+    let found = result(&train(dir.path(), "out", &[&flags[..], &["--max-steps", "500"]].concat()));
+    assert_eq!(found["ended"], "early_stop");
+    let losses: Vec<f64> =
+        metrics(dir.path(), "out", "eval").iter().map(|line| line["loss"].as_f64().unwrap()).collect();
+    let best = (0..losses.len()).fold(0, |best, at| if losses[at] < losses[best] { at } else { best });
+    assert_eq!(losses.len(), best + 1 + 3, "patience of three evaluations");
+    assert_eq!(found["best"]["step"].as_u64().unwrap() as usize, best + 1);
+    let scored = result(&softprompt(&["inspect", "--json", dir.path().join("out/best").to_str().unwrap()]));
+    assert_eq!(scored["meta"]["step"], (best + 1).to_string());
+}
