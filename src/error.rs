@@ -212,6 +212,14 @@ impl Error {
         self
     }
 
+    /// Place, expectation and advice, of the errors that have them.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Usage(p) | Self::Config(p) | Self::Input(p) | Self::Diverged(p) | Self::Device(p) => Some(p),
+            Self::Op { .. } | Self::Io { .. } | Self::Interrupted { .. } => None,
+        }
+    }
+
     fn problem_mut(&mut self) -> Option<&mut Problem> {
         match self {
             Self::Usage(p) | Self::Config(p) | Self::Input(p) | Self::Diverged(p) | Self::Device(p) => Some(p),

@@ -22,6 +22,11 @@ pub const PROMPT_FILE: &str = "prompt.safetensors";
 const KEYS: [&str; 3] = ["prompt", "prompt_embeds", "prompt_embeddings"];
 const HASH: &str = "prompt_sha256";
 
+/// Whether a tensor of that name is taken for a prompt.
+pub fn is_prompt_tensor(name: &str) -> bool {
+    KEYS.contains(&name)
+}
+
 /// A prompt of `rows` virtual tokens of width `cols`, every value finite, in the type it was stored in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptFile {

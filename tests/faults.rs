@@ -1,0 +1,648 @@
+//! Bad input of every kind, given to the program: the right exit code, the place, a hint, no panic, nothing written.
+
+mod common;
+
+use common::{Golden, causal_rows, golden};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A good model, prompt and data file that tests damage one at a time.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        let file = Golden::read(&golden("llama").join("golden.safetensors"));
+        bench.write(
+            "prompt.safetensors",
+            tensor("prompt", "F64", &file.shape("main.prompt"), &{
+                let values = file.numbers("main.prompt");
+                values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>()
+            }),
+        );
+        let rows = causal_rows(&file, "main");
+        let lines =
+            rows.iter().map(|(input, target)| format!("{}\n", json!({"input_ids": input, "target_ids": target})));
+        bench.write("rows.jsonl", lines.collect::<String>());
+        bench.model(|_| ());
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    /// Puts the golden model, its configuration changed, into `model`.
+    fn model(&self, change: impl Fn(&mut Value)) {
+        drop(fs::remove_dir_all(self.path("model")));
+        let mut config: Value =
+            serde_json::from_slice(&fs::read(golden("llama").join("config.json")).unwrap()).unwrap();
+        change(&mut config);
+        self.write("model/config.json", config.to_string());
+        self.write("model/model.safetensors", fs::read(golden("llama").join("model.safetensors")).unwrap());
+    }
+
+    fn gradient(&self, more: &[&str]) -> Output {
+        let mut flags = vec!["--model".to_owned(), self.at("model"), "--prompt".into(), self.at("prompt.safetensors")];
+        flags.extend(["--data".into(), self.at("rows.jsonl"), "--out".into(), self.at("out.safetensors")]);
+        for pair in more.chunks(2) {
+            match flags.iter().position(|flag| flag == pair[0]) {
+                Some(at) => flags[at + 1] = pair[1].to_owned(),
+                None => flags.extend(pair.iter().map(|&flag| flag.to_owned())),
+            }
+        }
+        run(["gradient"].into_iter().chain(flags.iter().map(String::as_str)))
+    }
+
+    /// Fails unless `gradient` is refused with `code` and all of `words`, and wrote nothing.
+    #[track_caller]
+    fn refused(&self, what: &str, more: &[&str], code: i32, words: &[&str]) -> String {
+        let before = self.listing();
+        let said = refused(what, &self.gradient(more), code, words);
+        assert_eq!(self.listing(), before, "{what}: files were written");
+        said
+    }
+
+    #[track_caller]
+    fn accepted(&self, what: &str, more: &[&str]) -> Output {
+        let output = self.gradient(more);
+        assert!(output.status.success(), "{what}: {}", text(&output.stderr));
+        output
+    }
+
+    fn listing(&self) -> Vec<PathBuf> {
+        let mut all: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        all.sort();
+        all
+    }
+}
+
+fn run<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_softprompt")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn refused(what: &str, output: &Output, code: i32, words: &[&str]) -> String {
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{what}: {said}");
+    assert!(said.contains("error: ") && !said.contains("panicked") && !said.contains("bug in"), "{what}: {said}");
+    assert!(!said.contains("RUST_BACKTRACE") && said.len() < 4000, "{what}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{what}: {word:?} is not in: {said}");
+    }
+    said
+}
+
+/// A safetensors file with this header and data.
+fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+fn tensor(name: &str, dtype: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
+    raw(&json!({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, data.len()]}}).to_string(), data)
+}
+
+#[test]
+fn hostile_safetensors_are_refused_as_model_and_as_prompt() {
+    let bench = Bench::new();
+    let good = fs::read(bench.path("model/model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&good[8..8 + length]).unwrap();
+    let data = &good[8 + length..];
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut header = header.clone();
+        change(&mut header);
+        raw(&header.to_string(), data)
+    };
+    let norm = "model.norm.weight";
+    let one = json!({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]});
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", vec![]),
+        ("seven bytes", vec![0; 7]),
+        ("truncated data", good[..good.len() - 1].to_vec()),
+        ("truncated header", good[..8 + length / 2].to_vec()),
+        ("bytes too many", [&good[..], &[0]].concat()),
+        ("huge header", [&u64::MAX.to_le_bytes()[..], &good[8..]].concat()),
+        ("header of 2^62", [&(1u64 << 62).to_le_bytes()[..], &good[8..]].concat()),
+        ("no header", raw("", data)),
+        ("header no JSON", raw("{\"a\": ", data)),
+        ("header a list", raw("[1, 2]", data)),
+        ("header nested deep", raw(&"[".repeat(100_000), data)),
+        ("header with bytes that are not UTF-8", [&4u64.to_le_bytes()[..], b"{\"\xff\"", data].concat()),
+        ("overlap", changed(&|h| h[norm]["data_offsets"] = h["model.embed_tokens.weight"]["data_offsets"].clone())),
+        ("offsets past the end", changed(&|h| h[norm]["data_offsets"] = json!([1u64 << 40, (1u64 << 40) + 256]))),
+        ("offsets reversed", changed(&|h| h[norm]["data_offsets"] = json!([8, 0]))),
+        ("offsets near 2^64", changed(&|h| h[norm]["data_offsets"] = json!([u64::MAX - 1, u64::MAX]))),
+        ("negative offsets", changed(&|h| h[norm]["data_offsets"] = json!([-4, 0]))),
+        ("three offsets", changed(&|h| h[norm]["data_offsets"] = json!([0, 4, 8]))),
+        ("shape overflowing", changed(&|h| h[norm]["shape"] = json!([1u64 << 62, 8]))),
+        ("shape of a float", changed(&|h| h[norm]["shape"] = json!([64.0]))),
+        ("shape not of the bytes", changed(&|h| h[norm]["shape"] = json!([63]))),
+        ("unknown dtype", changed(&|h| h[norm]["dtype"] = json!("F33"))),
+        ("integer dtype", changed(&|h| h[norm]["dtype"] = json!("I32"))),
+        ("dtype no string", changed(&|h| h[norm]["dtype"] = json!(7))),
+        ("entry no object", changed(&|h| h[norm] = json!(null))),
+        ("metadata of numbers", changed(&|h| h["__metadata__"] = json!({"a": 1}))),
+        ("duplicate key", raw(&format!("{{\"a\":{one},\"a\":{one}}}"), &[0; 4])),
+        ("duplicate key with an escape", raw(&format!("{{\"a\":{one},\"\\u0061\":{one}}}"), &[0; 4])),
+        ("a pickle", b"\x80\x04\x95rest".to_vec()),
+        ("an archive", b"PK\x03\x04rest of it".to_vec()),
+    ];
+    for (what, bytes) in &cases {
+        bench.write("model/model.safetensors", bytes);
+        bench.refused(what, &[], 4, &["model.safetensors"]);
+        let inspected = run(["inspect", &bench.at("model")]);
+        let tensor_only = ["shape", "dtype"].iter().any(|word| what.contains(word)) || what.contains("truncated");
+        assert!(matches!(inspected.status.code(), Some(0 | 4)), "{what}: {}", text(&inspected.stderr));
+        assert!(!text(&inspected.stderr).contains("bug in"), "{what} {tensor_only}");
+    }
+    bench.model(|_| ());
+    for (what, bytes) in &cases {
+        bench.write("bad.safetensors", bytes);
+        bench.refused(what, &["--prompt", &bench.at("bad.safetensors")], 4, &["bad.safetensors"]);
+        let output = run(["import", &bench.at("bad.safetensors"), "--out", &bench.at("imported.safetensors")]);
+        refused(what, &output, 4, &["bad.safetensors"]);
+        assert!(!bench.path("imported.safetensors").exists(), "{what}");
+    }
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_refused() {
+    let bench = Bench::new();
+    let npy = |header: &str, data: &[u8]| {
+        [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
+    };
+    let f32s = |count: usize, value: f32| value.to_le_bytes().repeat(count);
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        ("another width", tensor("prompt", "F32", &[2, 8], &f32s(16, 0.5)), &["width 64", "width 8", "hint: "]),
+        ("no rows", tensor("prompt", "F32", &[0, 64], &[]), &[]),
+        ("one dimension", tensor("prompt", "F32", &[64], &f32s(64, 0.5)), &["two dimensions"]),
+        ("three dimensions", tensor("prompt", "F32", &[1, 1, 64], &f32s(64, 0.5)), &["two dimensions"]),
+        ("not a number", tensor("prompt", "F32", &[1, 64], &f32s(64, f32::NAN)), &["row 0, column 0", "hint: "]),
+        ("infinite", tensor("prompt_embeds", "F32", &[1, 64], &f32s(64, f32::INFINITY)), &["finite"]),
+        ("integers", tensor("prompt", "I32", &[1, 64], &f32s(64, 0.5)), &["F32"]),
+        ("another name", tensor("embeds", "F32", &[1, 64], &f32s(64, 0.5)), &["prompt_embeds"]),
+        ("more rows than positions", tensor("prompt", "F32", &[200, 64], &f32s(12_800, 0.5)), &["128"]),
+        ("npy truncated", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 64), }", &[0; 9]), &["hint: "]),
+        ("npy of objects", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 64), }", &[0; 64]), &["|O"]),
+        ("npy without a header", npy("", &[]), &[]),
+        (
+            "npy too large",
+            npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296), }", &[]),
+            &[],
+        ),
+    ];
+    for (what, bytes, words) in cases {
+        bench.write("bad", bytes);
+        bench.refused(what, &["--prompt", &bench.at("bad")], 4, words);
+    }
+    bench.refused("missing", &["--prompt", &bench.at("none")], 4, &["none", "hint: "]);
+    fs::create_dir(bench.path("folder")).unwrap();
+    bench.refused("empty folder", &["--prompt", &bench.at("folder")], 4, &["folder"]);
+    bench.write("folder/adapter_config.json", "{\"peft_type\": \"LORA\"}");
+    bench.refused("another adapter", &["--prompt", &bench.at("folder")], 4, &["LORA", "PROMPT_TUNING"]);
+    bench.write("folder/adapter_config.json", "{\"peft_type\":");
+    bench.refused("broken adapter", &["--prompt", &bench.at("folder")], 4, &["adapter_config.json:1"]);
+}
+
+#[test]
+fn values_too_large_for_the_type_end_as_divergence() {
+    let bench = Bench::new();
+    bench.write("large.safetensors", tensor("prompt", "F64", &[1, 64], &1e300f64.to_le_bytes().repeat(64)));
+    bench.refused("f32", &["--prompt", &bench.at("large.safetensors")], 5, &["finite", "hint: "]);
+}
+
+#[test]
+fn damaged_configurations_are_refused_by_name() {
+    let bench = Bench::new();
+    let cases: &[(&str, Value)] = &[
+        ("model_type", json!("bert")),
+        ("model_type", json!(7)),
+        ("hidden_act", json!("swoosh")),
+        ("hidden_act", json!(["silu"])),
+        ("rope_parameters", json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0})),
+        ("rope_parameters", json!({"rope_type": "dynamic", "factor": 4.0})),
+        ("rope_parameters", json!({"rope_type": "linear", "factor": 0.0})),
+        ("rope_parameters", json!({"rope_type": "linear"})),
+        ("rope_parameters", json!([1])),
+        ("num_hidden_layers", json!(0)),
+        ("num_hidden_layers", json!(3)),
+        ("num_hidden_layers", json!(1u64 << 62)),
+        ("num_hidden_layers", json!(1u64 << 30)),
+        ("num_hidden_layers", json!(-1)),
+        ("num_hidden_layers", json!(2.5)),
+        ("num_hidden_layers", Value::Null),
+        ("num_attention_heads", json!(0)),
+        ("num_attention_heads", json!(1u64 << 29)),
+        ("num_key_value_heads", json!(3)),
+        ("num_key_value_heads", json!(0)),
+        ("hidden_size", json!(63)),
+        ("hidden_size", json!("64")),
+        ("head_dim", json!(1)),
+        ("head_dim", json!(1u64 << 30)),
+        ("intermediate_size", json!(95)),
+        ("vocab_size", json!(257)),
+        ("vocab_size", json!(u64::MAX)),
+        ("max_position_embeddings", json!(0)),
+        ("rms_norm_eps", json!(-1.0)),
+        ("rms_norm_eps", json!("small")),
+        ("quantization_config", json!({"bits": 4})),
+        ("partial_rotary_factor", json!(0.5)),
+        ("attention_bias", json!("yes")),
+        ("tie_word_embeddings", json!(1)),
+        ("num_local_experts", json!(8)),
+        ("layer_types", json!(["sliding_attention", "full_attention"])),
+    ];
+    for (key, value) in cases {
+        bench.model(|config| config[*key] = value.clone());
+        let said = bench.refused(&format!("{key} {value}"), &[], 4, &[]);
+        assert!(said.contains("config.json") || said.contains("model"), "{key} {value}: {said}");
+    }
+    for (what, content) in [("cut", "{"), ("list", "[]"), ("text", "no"), ("empty", ""), ("object", "{}")] {
+        bench.write("model/config.json", content);
+        bench.refused(what, &[], 4, &["config.json"]);
+    }
+    bench.write("model/config.json", "[".repeat(1 << 20));
+    bench.refused("deep", &[], 4, &["config.json"]);
+    fs::remove_file(bench.path("model/config.json")).unwrap();
+    bench.refused("none", &[], 4, &["config.json", "hint: "]);
+}
+
+#[test]
+fn positions_beyond_all_memory_are_a_matter_of_the_batch_only() {
+    let bench = Bench::new();
+    bench.model(|config| config["max_position_embeddings"] = json!(1u64 << 30));
+    bench.accepted("positions", &[]);
+}
+
+#[test]
+fn broken_tokenizers_are_refused() {
+    let bench = Bench::new();
+    bench.write("text.jsonl", "{\"input\": \"a b\", \"target\": \"c\"}\n");
+    let data = bench.at("text.jsonl");
+    bench.refused("no tokenizer", &["--data", &data], 4, &["text.jsonl:1", "hint: "]);
+    let with = |part: &str, value: Value| {
+        let mut whole = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, " ": 3}, "merges": []}});
+        whole[part] = value;
+        whole.to_string()
+    };
+    let model = |value: Value| with("model", value);
+    let mut cases: Vec<(&str, String)> = vec![
+        ("cut", "{\"version\":".into()),
+        ("nothing", String::new()),
+        ("list", "[]".into()),
+        ("object", "{}".into()),
+        ("deep", "[".repeat(1 << 20)),
+        ("model type", model(json!({"type": "XYZ"}))),
+        ("merge of no token", model(json!({"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}))),
+        ("merge of one", model(json!({"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}))),
+        ("unigram, unknown token out of range", model(json!({"type": "Unigram", "unk_id": 99, "vocab": [["a", 0.0]]}))),
+        ("unigram without unknown token", model(json!({"type": "Unigram", "unk_id": null, "vocab": [["x", 0.0]]}))),
+        ("unigram empty", model(json!({"type": "Unigram", "unk_id": 0, "vocab": []}))),
+        ("word level without unknown token", model(json!({"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "?"}))),
+        (
+            "word piece without unknown token",
+            model(json!({"type": "WordPiece", "vocab": {"x": 0}, "unk_token": "?",
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 100})),
+        ),
+        (
+            "broken pattern",
+            with(
+                "pre_tokenizer",
+                json!({"type": "Split", "pattern": {"Regex": "("},
+            "behavior": "Isolated", "invert": false}),
+            ),
+        ),
+        ("broken charsmap", with("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}))),
+        ("charsmap no base64", with("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "?"}))),
+        (
+            "charsmap of huge length",
+            with(
+                "normalizer",
+                json!({"type": "Precompiled",
+            "precompiled_charsmap": "/////w=="}),
+            ),
+        ),
+        (
+            "template with an unknown token",
+            with(
+                "post_processor",
+                json!({"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}], "pair": [], "special_tokens": {}}),
+            ),
+        ),
+        ("negative id", model(json!({"type": "BPE", "vocab": {"a": -1}, "merges": []}))),
+    ];
+    cases.push((
+        "ids past the model's vocabulary",
+        model(json!({"type": "BPE", "merges": [],
+        "vocab": {"a": 70_000, "b": 4_294_967_295u32, "c": 2, " ": 3}})),
+    ));
+    for (what, content) in &cases {
+        bench.write("model/tokenizer.json", content);
+        let output = bench.gradient(&["--data", &data]);
+        let said = text(&output.stderr);
+        // Some are lenient in the library: a token without a name in the vocabulary is dropped. None may be a bug.
+        assert!(matches!(output.status.code(), Some(0 | 4)), "{what}: {:?} {said}", output.status);
+        assert!(!said.contains("panicked") && !said.contains("bug in"), "{what}: {said}");
+        if output.status.code() == Some(4) {
+            assert!(said.contains("token") && !bench.path("out.safetensors").exists(), "{what}: {said}");
+        }
+        drop(fs::remove_file(bench.path("out.safetensors")));
+    }
+    for (what, content) in &cases[..10] {
+        bench.write("model/tokenizer.json", content);
+        if !what.starts_with("unigram") {
+            bench.refused(what, &["--data", &data], 4, &["tokenizer.json"]);
+        }
+    }
+    bench.write("model/tokenizer.json", with("version", json!("1.0")));
+    bench.accepted("a good one", &["--data", &data]);
+}
+
+#[test]
+fn rows_are_refused_with_their_line() {
+    let bench = Bench::new();
+    let good = "{\"input_ids\":[2],\"target_ids\":[3]}\n";
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("malformed", "{\"input_ids\":[2],\n", &["bad.jsonl:2", "hint: "]),
+        ("no object", "[1]\n", &["bad.jsonl:2"]),
+        ("empty label", "{\"input_ids\":[2],\"target_ids\":[]}\n", &["bad.jsonl:2", "target_ids", "hint: "]),
+        ("no label", "{\"input_ids\":[2]}\n", &["bad.jsonl:2", "target_ids"]),
+        ("id past the vocabulary", "{\"input_ids\":[256],\"target_ids\":[3]}\n", &["bad.jsonl:2", "256", "hint: "]),
+        ("label past the vocabulary", "{\"input_ids\":[2],\"target_ids\":[256]}\n", &["bad.jsonl:2", "256"]),
+        ("id past 2^32", "{\"input_ids\":[4294967298],\"target_ids\":[3]}\n", &["bad.jsonl:2", "input_ids"]),
+        ("negative id", "{\"input_ids\":[-1],\"target_ids\":[3]}\n", &["bad.jsonl:2", "input_ids"]),
+        ("id no integer", "{\"input_ids\":[2.5],\"target_ids\":[3]}\n", &["bad.jsonl:2", "2.5"]),
+        ("ids no array", "{\"input_ids\":\"2\",\"target_ids\":[3]}\n", &["bad.jsonl:2"]),
+        ("a key twice", "{\"input_ids\":[2],\"input_ids\":[2],\"target_ids\":[3]}\n", &["bad.jsonl:2", "twice"]),
+        ("text without tokenizer", "{\"input\":\"a\",\"target\":\"b\"}\n", &["bad.jsonl:2", "hint: "]),
+    ];
+    let data = bench.at("bad.jsonl");
+    for (what, row, words) in cases {
+        bench.write("bad.jsonl", format!("{good}{row}{good}"));
+        bench.refused(what, &["--data", &data], 4, words);
+    }
+    bench.write("bad.jsonl", [good.as_bytes(), b"{\"input\": \"\xff\"}\n"].concat());
+    bench.refused("no UTF-8", &["--data", &data], 4, &["bad.jsonl:2"]);
+    bench.write("bad.jsonl", "");
+    bench.refused("no row", &["--data", &data], 4, &["bad.jsonl"]);
+    bench.refused("missing", &["--data", &bench.at("none.jsonl")], 4, &["none.jsonl", "hint: "]);
+    bench.write("rows.parquet", good);
+    let said = text(&bench.gradient(&["--data", &bench.at("rows.parquet")]).stderr);
+    assert!(said.contains("rows.parquet") && said.contains(".jsonl"), "{said}");
+    bench.refused("template", &["--template", "{open"], 3, &["hint: "]);
+}
+
+#[test]
+fn long_rows_are_refused_cut_or_left_out_as_asked() {
+    let bench = Bench::new();
+    let long = json!({"input_ids": vec![2; 40], "target_ids": [3]});
+    bench.write("long.jsonl", format!("{}\n{long}\n", json!({"input_ids": [2], "target_ids": [3]})));
+    let flags = |on_long: &str| {
+        vec![
+            "--data".to_owned(),
+            bench.at("long.jsonl"),
+            "--max-length".into(),
+            "16".into(),
+            "--on-long".into(),
+            on_long.into(),
+        ]
+    };
+    let as_strs = |flags: &[String]| flags.iter().map(|flag| flag.to_string()).collect::<Vec<_>>();
+    let with = |on_long: &str| as_strs(&flags(on_long));
+    let borrowed = |flags: &[String]| -> Vec<String> { flags.to_vec() };
+    let error = borrowed(&with("error"));
+    let error: Vec<&str> = error.iter().map(String::as_str).collect();
+    bench.refused("error", &error, 4, &["long.jsonl:2", "at most 16 tokens", "hint: "]);
+    for (on_long, count) in [("truncate", "1 cut"), ("skip", "1 rows too long")] {
+        let flags = with(on_long);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let output = bench.accepted(on_long, &flags);
+        assert!(text(&output.stderr).contains(count), "{on_long}: {}", text(&output.stderr));
+        fs::remove_file(bench.path("out.safetensors")).unwrap();
+    }
+    let label = json!({"input_ids": [2], "target_ids": vec![3; 40]});
+    bench.write("long.jsonl", format!("{label}\n"));
+    for on_long in ["truncate", "skip"] {
+        let flags = with(on_long);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        bench.refused(on_long, &flags, 4, &["long.jsonl", "hint: "]);
+    }
+    bench.refused("the flag", &["--on-long", "what"], 2, &["--on-long"]);
+}
+
+#[test]
+fn hostile_gguf_is_refused() {
+    let bench = Bench::new();
+    let head = |version: u32, tensors: u64, entries: u64, rest: &[u8]| {
+        [b"GGUF", &version.to_le_bytes()[..], &tensors.to_le_bytes(), &entries.to_le_bytes(), rest].concat()
+    };
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let entry = |key: &str, kind: u32, value: &[u8]| [&string(key), &kind.to_le_bytes()[..], value].concat();
+    let deep: Vec<u8> = (0..1000).flat_map(|_| [&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat()).collect();
+    let one = [&string("t"), &1u32.to_le_bytes()[..], &u64::MAX.to_le_bytes(), &0u32.to_le_bytes(), &[0; 8]].concat();
+    let far = [&string("t"), &1u32.to_le_bytes()[..], &4u64.to_le_bytes(), &0u32.to_le_bytes(), &[0xf0; 8]].concat();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("only a name", b"GGUF".to_vec()),
+        ("another name", b"GGML\0\0\0\0".to_vec()),
+        ("version 1", head(1, 0, 0, &[])),
+        ("version 99", head(99, 0, 0, &[])),
+        ("2^64 tensors", head(3, u64::MAX, 0, &[])),
+        ("2^64 entries", head(3, 0, u64::MAX, &[])),
+        ("a key of 2^64 bytes", head(3, 0, 1, &u64::MAX.to_le_bytes())),
+        ("an unknown kind", head(3, 0, 1, &entry("a", 77, &[0; 8]))),
+        (
+            "an array of 2^64",
+            head(3, 0, 1, &entry("a", 9, &[&4u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat())),
+        ),
+        ("arrays nested deep", head(3, 0, 1, &entry("a", 9, &deep))),
+        ("a key twice", head(3, 0, 2, &[entry("a", 7, &[1]), entry("a", 7, &[1])].concat())),
+        ("alignment 0", head(3, 0, 1, &entry("general.alignment", 4, &[0; 4]))),
+        ("a tensor of 2^64", head(3, 1, 0, &one)),
+        ("a tensor far outside", head(3, 1, 0, &far)),
+        ("nothing in it", head(3, 0, 0, &[])),
+        ("another architecture", head(3, 0, 1, &entry("general.architecture", 8, &string("mamba")))),
+    ];
+    let path = bench.at("model.gguf");
+    for (what, bytes) in cases {
+        bench.write("model.gguf", bytes);
+        bench.refused(what, &["--model", &path], 4, &["model.gguf"]);
+        let inspected = run(["inspect", &path]);
+        assert!(matches!(inspected.status.code(), Some(0 | 4)), "{what}: {}", text(&inspected.stderr));
+        assert!(!text(&inspected.stderr).contains("bug in"), "{what}: {}", text(&inspected.stderr));
+    }
+}
+
+#[test]
+fn damaged_shards_are_refused() {
+    let bench = Bench::new();
+    let shards = golden("llama_sharded");
+    let file = Golden::read(&shards.join("golden.safetensors"));
+    let (shape, values) = (file.shape("main.prompt"), file.numbers("main.prompt"));
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    bench.write("prompt.safetensors", tensor("prompt", "F64", &shape, &bytes));
+    bench.write("rows.jsonl", "{\"input_ids\":[],\"target_ids\":[3]}\n");
+    let copy = || {
+        drop(fs::remove_dir_all(bench.path("model")));
+        for entry in fs::read_dir(&shards).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            if entry.path().is_file() && !name.starts_with("golden") {
+                bench.write(&format!("model/{name}"), fs::read(entry.path()).unwrap());
+            }
+        }
+    };
+    copy();
+    bench.accepted("whole", &[]);
+    fs::remove_file(bench.path("out.safetensors")).unwrap();
+    fs::remove_file(bench.path("model/model-00002-of-00004.safetensors")).unwrap();
+    bench.refused("one missing", &[], 4, &["model-00002-of-00004.safetensors"]);
+    copy();
+    let index: Value =
+        serde_json::from_slice(&fs::read(bench.path("model/model.safetensors.index.json")).unwrap()).unwrap();
+    for (what, file) in [("outside", "../prompt.safetensors"), ("absolute", "/etc/passwd"), ("empty", "")] {
+        let mut index = index.clone();
+        index["weight_map"]["model.norm.weight"] = json!(file);
+        bench.write("model/model.safetensors.index.json", index.to_string());
+        bench.refused(what, &[], 4, &["index.json"]);
+    }
+    bench.write("model/model.safetensors.index.json", "{\"weight_map\": 3}");
+    bench.refused("no map", &[], 4, &["index.json"]);
+}
+
+#[test]
+fn nothing_is_written_over_and_where_nothing_can_be_written_it_is_said() {
+    let bench = Bench::new();
+    bench.write("kept", "kept");
+    let (kept, prompt) = (bench.at("kept"), bench.at("prompt.safetensors"));
+    bench.refused("gradient", &["--out", &kept], 2, &["kept", "hint: ", "--force"]);
+    for format in ["npy", "prompt_embeds", "safetensors", "peft"] {
+        let output = run(["export", &prompt, "--format", format, "--out", &kept]);
+        refused(format, &output, 2, &["kept", "--force"]);
+    }
+    fs::create_dir(bench.path("ours")).unwrap();
+    bench.write("ours/prompt.safetensors", "kept");
+    refused("import", &run(["import", &prompt, "--out", &bench.at("ours")]), 2, &["--force"]);
+    assert_eq!(fs::read_to_string(bench.path("ours/prompt.safetensors")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(bench.path("kept")).unwrap(), "kept");
+    bench.refused("a file as folder", &["--out", &bench.at("kept/out.safetensors")], 7, &["kept"]);
+    if Path::new("/dev/full").exists() {
+        bench.refused("full disk", &["--out", "/dev/full"], 7, &["/dev/full"]);
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_softprompt"))
+            .args(["inspect", &prompt])
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        refused("stdout full", &output, 7, &["stdout"]);
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let bench = Bench::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_softprompt"))
+        .args(["inspect", &bench.at("model"), "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn the_command_line_is_checked_before_anything_else() {
+    let bench = Bench::new();
+    let usage: &[&[&str]] = &[
+        &[],
+        &["what"],
+        &["gradient"],
+        &["gradient", "--what"],
+        &["inspect"],
+        &["export", "p"],
+        &["doctor", "--threads", "0"],
+        &["gradient", "--dtype", "f16"],
+        &["inspect", "x", "--prompt", "y"],
+    ];
+    for arguments in usage {
+        let output = run(arguments.iter().copied());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+    for arguments in [["--version", ""], ["--help", ""], ["gradient", "--help"]] {
+        let output = run(arguments.into_iter().filter(|argument| !argument.is_empty()));
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
+    }
+    assert_eq!(text(&run(["--version"]).stdout).trim(), concat!("softprompt ", env!("CARGO_PKG_VERSION")));
+    bench.refused("device", &["--device", "gpu7"], 3, &["gpu7", "hint: "]);
+    bench.refused("cuda", &["--device", "cuda"], 6, &["cuda", "hint: "]);
+    refused("doctor", &run(["doctor", "--device", "cuda"]), 6, &["cuda"]);
+    bench.refused("hub id", &["--model", "no-such-org/no-such-model"], 4, &["hf download", "hint: "]);
+    bench.refused("empty", &["--model", ""], 2, &["--model"]);
+}
+
+#[test]
+fn errors_are_told_to_machines_too() {
+    let bench = Bench::new();
+    bench.write("bad.jsonl", "{\"input_ids\":[2],\"target_ids\":[]}\n");
+    let prompt = bench.at("prompt.safetensors");
+    let output = run([
+        "gradient",
+        "--json",
+        "--model",
+        &bench.at("model"),
+        "--prompt",
+        &prompt,
+        "--data",
+        &bench.at("bad.jsonl"),
+        "--out",
+        &bench.at("out"),
+    ]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = &told["error"];
+    assert_eq!((output.status.code(), &error["code"], &error["line"]), (Some(4), &json!(4), &json!(1)));
+    for key in ["place", "expected", "got", "hint"] {
+        assert!(!error[key].as_str().unwrap().is_empty(), "{key}: {told}");
+    }
+    let output = run(["gradient", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &told["error"]["code"]), (Some(2), &json!(2)));
+}
+
+#[test]
+fn names_in_files_do_not_steer_the_terminal() {
+    let bench = Bench::new();
+    bench.write("odd.safetensors", tensor("\u{1b}[2Jname", "F32", &[1], &[0; 4]));
+    for arguments in [["inspect", "odd.safetensors"], ["import", "odd.safetensors"]] {
+        let path = bench.at(arguments[1]);
+        let mut all = vec![arguments[0], &path];
+        let out = bench.at("imported.safetensors");
+        if arguments[0] == "import" {
+            all.extend(["--out", &out]);
+        }
+        let output = run(all);
+        assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{arguments:?}");
+    }
+}
