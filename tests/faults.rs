@@ -104,6 +104,7 @@ fn refused(what: &str, output: &Output, code: i32, words: &[&str]) -> String {
     assert_eq!(output.status.code(), Some(code), "{what}: {said}");
     assert!(said.contains("error: ") && !said.contains("panicked") && !said.contains("bug in"), "{what}: {said}");
     assert!(!said.contains("RUST_BACKTRACE") && said.len() < 4000, "{what}: {said}");
+    if !said.contains("hint: ") { println!("NOHINT {what}: {}", said.trim()); }
     for word in words {
         assert!(said.contains(word), "{what}: {word:?} is not in: {said}");
     }
@@ -242,6 +243,8 @@ fn damaged_configurations_are_refused_by_name() {
         ("rope_parameters", json!({"rope_type": "linear", "factor": 0.0})),
         ("rope_parameters", json!({"rope_type": "linear"})),
         ("rope_parameters", json!([1])),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+        ("rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
         ("num_hidden_layers", json!(0)),
         ("num_hidden_layers", json!(3)),
         ("num_hidden_layers", json!(1u64 << 62)),
@@ -283,6 +286,17 @@ fn damaged_configurations_are_refused_by_name() {
     bench.refused("deep", &[], 4, &["config.json"]);
     fs::remove_file(bench.path("model/config.json")).unwrap();
     bench.refused("none", &[], 4, &["config.json", "hint: "]);
+}
+
+#[test]
+fn sizes_of_gpt2_that_overflow_are_refused() {
+    let bench = Bench::new();
+    let config = fs::read_to_string(golden("gpt2").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config.as_object_mut().unwrap().remove("n_inner");
+    config["n_embd"] = json!(1u64 << 62);
+    bench.write("model/config.json", config.to_string());
+    bench.refused("n_embd", &[], 4, &["model"]);
 }
 
 #[test]
