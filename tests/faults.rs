@@ -2,123 +2,10 @@
 
 mod common;
 
-use common::{Golden, causal_rows, golden};
+use common::bench::{Bench, raw, refused, run, tensor, text};
+use common::{Golden, golden};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-/// A good model, prompt and data file that tests damage one at a time.
-struct Bench {
-    dir: tempfile::TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let bench = Self { dir: tempfile::tempdir().unwrap() };
-        let file = Golden::read(&golden("llama").join("golden.safetensors"));
-        bench.write(
-            "prompt.safetensors",
-            tensor("prompt", "F64", &file.shape("main.prompt"), &{
-                let values = file.numbers("main.prompt");
-                values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>()
-            }),
-        );
-        let rows = causal_rows(&file, "main");
-        let lines =
-            rows.iter().map(|(input, target)| format!("{}\n", json!({"input_ids": input, "target_ids": target})));
-        bench.write("rows.jsonl", lines.collect::<String>());
-        bench.model(|_| ());
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
-        fs::write(self.path(name), content).unwrap();
-    }
-
-    /// Puts the golden model, its configuration changed, into `model`.
-    fn model(&self, change: impl Fn(&mut Value)) {
-        drop(fs::remove_dir_all(self.path("model")));
-        let mut config: Value =
-            serde_json::from_slice(&fs::read(golden("llama").join("config.json")).unwrap()).unwrap();
-        change(&mut config);
-        self.write("model/config.json", config.to_string());
-        self.write("model/model.safetensors", fs::read(golden("llama").join("model.safetensors")).unwrap());
-    }
-
-    fn gradient(&self, more: &[&str]) -> Output {
-        let mut flags = vec!["--model".to_owned(), self.at("model"), "--prompt".into(), self.at("prompt.safetensors")];
-        flags.extend(["--data".into(), self.at("rows.jsonl"), "--out".into(), self.at("out.safetensors")]);
-        for pair in more.chunks(2) {
-            match flags.iter().position(|flag| flag == pair[0]) {
-                Some(at) => flags[at + 1] = pair[1].to_owned(),
-                None => flags.extend(pair.iter().map(|&flag| flag.to_owned())),
-            }
-        }
-        run(["gradient"].into_iter().chain(flags.iter().map(String::as_str)))
-    }
-
-    /// Fails unless `gradient` is refused with `code` and all of `words`, and wrote nothing.
-    #[track_caller]
-    fn refused(&self, what: &str, more: &[&str], code: i32, words: &[&str]) -> String {
-        let before = self.listing();
-        let said = refused(what, &self.gradient(more), code, words);
-        assert_eq!(self.listing(), before, "{what}: files were written");
-        said
-    }
-
-    #[track_caller]
-    fn accepted(&self, what: &str, more: &[&str]) -> Output {
-        let output = self.gradient(more);
-        assert!(output.status.success(), "{what}: {}", text(&output.stderr));
-        output
-    }
-
-    fn listing(&self) -> Vec<PathBuf> {
-        let mut all: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        all.sort();
-        all
-    }
-}
-
-fn run<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_softprompt")).args(arguments).stdin(Stdio::null()).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[track_caller]
-fn refused(what: &str, output: &Output, code: i32, words: &[&str]) -> String {
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{what}: {said}");
-    assert!(said.contains("error: ") && !said.contains("panicked") && !said.contains("bug in"), "{what}: {said}");
-    assert!(!said.contains("RUST_BACKTRACE") && said.len() < 4000, "{what}: {said}");
-    if !said.contains("hint: ") { println!("NOHINT {what}: {}", said.trim()); }
-    for word in words {
-        assert!(said.contains(word), "{what}: {word:?} is not in: {said}");
-    }
-    said
-}
-
-/// A safetensors file with this header and data.
-fn raw(header: &str, data: &[u8]) -> Vec<u8> {
-    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
-}
-
-fn tensor(name: &str, dtype: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
-    raw(&json!({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, data.len()]}}).to_string(), data)
-}
 
 #[test]
 fn hostile_safetensors_are_refused_as_model_and_as_prompt() {
@@ -147,7 +34,10 @@ fn hostile_safetensors_are_refused_as_model_and_as_prompt() {
         ("header a list", raw("[1, 2]", data)),
         ("header nested deep", raw(&"[".repeat(100_000), data)),
         ("header with bytes that are not UTF-8", [&4u64.to_le_bytes()[..], b"{\"\xff\"", data].concat()),
-        ("overlap", changed(&|h| h[norm]["data_offsets"] = h["model.embed_tokens.weight"]["data_offsets"].clone())),
+        (
+            "overlap",
+            changed(&|h| h[norm]["data_offsets"] = h["model.layers.0.input_layernorm.weight"]["data_offsets"].clone()),
+        ),
         ("offsets past the end", changed(&|h| h[norm]["data_offsets"] = json!([1u64 << 40, (1u64 << 40) + 256]))),
         ("offsets reversed", changed(&|h| h[norm]["data_offsets"] = json!([8, 0]))),
         ("offsets near 2^64", changed(&|h| h[norm]["data_offsets"] = json!([u64::MAX - 1, u64::MAX]))),
@@ -170,9 +60,8 @@ fn hostile_safetensors_are_refused_as_model_and_as_prompt() {
         bench.write("model/model.safetensors", bytes);
         bench.refused(what, &[], 4, &["model.safetensors"]);
         let inspected = run(["inspect", &bench.at("model")]);
-        let tensor_only = ["shape", "dtype"].iter().any(|word| what.contains(word)) || what.contains("truncated");
         assert!(matches!(inspected.status.code(), Some(0 | 4)), "{what}: {}", text(&inspected.stderr));
-        assert!(!text(&inspected.stderr).contains("bug in"), "{what} {tensor_only}");
+        assert!(!text(&inspected.stderr).contains("bug in"), "{what}");
     }
     bench.model(|_| ());
     for (what, bytes) in &cases {
@@ -276,7 +165,10 @@ fn damaged_configurations_are_refused_by_name() {
     for (key, value) in cases {
         bench.model(|config| config[*key] = value.clone());
         let said = bench.refused(&format!("{key} {value}"), &[], 4, &[]);
-        assert!(said.contains("config.json") || said.contains("model"), "{key} {value}: {said}");
+        // A size that only the weights contradict is told by the tensor.
+        let names_it =
+            said.contains("config.json") || said.contains("by the configuration") || said.contains(".weight");
+        assert!(names_it, "{key} {value}: {said}");
     }
     for (what, content) in [("cut", "{"), ("list", "[]"), ("text", "no"), ("empty", ""), ("object", "{}")] {
         bench.write("model/config.json", content);
@@ -432,35 +324,18 @@ fn long_rows_are_refused_cut_or_left_out_as_asked() {
     let bench = Bench::new();
     let long = json!({"input_ids": vec![2; 40], "target_ids": [3]});
     bench.write("long.jsonl", format!("{}\n{long}\n", json!({"input_ids": [2], "target_ids": [3]})));
-    let flags = |on_long: &str| {
-        vec![
-            "--data".to_owned(),
-            bench.at("long.jsonl"),
-            "--max-length".into(),
-            "16".into(),
-            "--on-long".into(),
-            on_long.into(),
-        ]
-    };
-    let as_strs = |flags: &[String]| flags.iter().map(|flag| flag.to_string()).collect::<Vec<_>>();
-    let with = |on_long: &str| as_strs(&flags(on_long));
-    let borrowed = |flags: &[String]| -> Vec<String> { flags.to_vec() };
-    let error = borrowed(&with("error"));
-    let error: Vec<&str> = error.iter().map(String::as_str).collect();
-    bench.refused("error", &error, 4, &["long.jsonl:2", "at most 16 tokens", "hint: "]);
+    let data = bench.at("long.jsonl");
+    let flags = |on_long: &'static str| ["--data", &data, "--max-length", "16", "--on-long", on_long];
+    bench.refused("error", &flags("error"), 4, &["long.jsonl:2", "at most 16 tokens", "hint: "]);
     for (on_long, count) in [("truncate", "1 cut"), ("skip", "1 rows too long")] {
-        let flags = with(on_long);
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let output = bench.accepted(on_long, &flags);
+        let output = bench.accepted(on_long, &flags(on_long));
         assert!(text(&output.stderr).contains(count), "{on_long}: {}", text(&output.stderr));
         fs::remove_file(bench.path("out.safetensors")).unwrap();
     }
     let label = json!({"input_ids": [2], "target_ids": vec![3; 40]});
     bench.write("long.jsonl", format!("{label}\n"));
     for on_long in ["truncate", "skip"] {
-        let flags = with(on_long);
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        bench.refused(on_long, &flags, 4, &["long.jsonl", "hint: "]);
+        bench.refused(on_long, &flags(on_long), 4, &["long.jsonl", "hint: "]);
     }
     bench.refused("the flag", &["--on-long", "what"], 2, &["--on-long"]);
 }
@@ -541,122 +416,4 @@ fn damaged_shards_are_refused() {
     }
     bench.write("model/model.safetensors.index.json", "{\"weight_map\": 3}");
     bench.refused("no map", &[], 4, &["index.json"]);
-}
-
-#[test]
-fn nothing_is_written_over_and_where_nothing_can_be_written_it_is_said() {
-    let bench = Bench::new();
-    bench.write("kept", "kept");
-    let (kept, prompt) = (bench.at("kept"), bench.at("prompt.safetensors"));
-    bench.refused("gradient", &["--out", &kept], 2, &["kept", "hint: ", "--force"]);
-    for format in ["npy", "prompt_embeds", "safetensors", "peft"] {
-        let output = run(["export", &prompt, "--format", format, "--out", &kept]);
-        refused(format, &output, 2, &["kept", "--force"]);
-    }
-    fs::create_dir(bench.path("ours")).unwrap();
-    bench.write("ours/prompt.safetensors", "kept");
-    refused("import", &run(["import", &prompt, "--out", &bench.at("ours")]), 2, &["--force"]);
-    assert_eq!(fs::read_to_string(bench.path("ours/prompt.safetensors")).unwrap(), "kept");
-    assert_eq!(fs::read_to_string(bench.path("kept")).unwrap(), "kept");
-    bench.refused("a file as folder", &["--out", &bench.at("kept/out.safetensors")], 7, &["kept"]);
-    if Path::new("/dev/full").exists() {
-        bench.refused("full disk", &["--out", "/dev/full"], 7, &["/dev/full"]);
-        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_softprompt"))
-            .args(["inspect", &prompt])
-            .stdout(full)
-            .stderr(Stdio::piped())
-            .output()
-            .unwrap();
-        refused("stdout full", &output, 7, &["stdout"]);
-    }
-}
-
-#[test]
-fn a_reader_that_leaves_early_is_no_error() {
-    let bench = Bench::new();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_softprompt"))
-        .args(["inspect", &bench.at("model"), "--json"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
-}
-
-#[test]
-fn the_command_line_is_checked_before_anything_else() {
-    let bench = Bench::new();
-    let usage: &[&[&str]] = &[
-        &[],
-        &["what"],
-        &["gradient"],
-        &["gradient", "--what"],
-        &["inspect"],
-        &["export", "p"],
-        &["doctor", "--threads", "0"],
-        &["gradient", "--dtype", "f16"],
-        &["inspect", "x", "--prompt", "y"],
-    ];
-    for arguments in usage {
-        let output = run(arguments.iter().copied());
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
-        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
-    }
-    for arguments in [["--version", ""], ["--help", ""], ["gradient", "--help"]] {
-        let output = run(arguments.into_iter().filter(|argument| !argument.is_empty()));
-        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
-    }
-    assert_eq!(text(&run(["--version"]).stdout).trim(), concat!("softprompt ", env!("CARGO_PKG_VERSION")));
-    bench.refused("device", &["--device", "gpu7"], 3, &["gpu7", "hint: "]);
-    bench.refused("cuda", &["--device", "cuda"], 6, &["cuda", "hint: "]);
-    refused("doctor", &run(["doctor", "--device", "cuda"]), 6, &["cuda"]);
-    bench.refused("hub id", &["--model", "no-such-org/no-such-model"], 4, &["hf download", "hint: "]);
-    bench.refused("empty", &["--model", ""], 2, &["--model"]);
-}
-
-#[test]
-fn errors_are_told_to_machines_too() {
-    let bench = Bench::new();
-    bench.write("bad.jsonl", "{\"input_ids\":[2],\"target_ids\":[]}\n");
-    let prompt = bench.at("prompt.safetensors");
-    let output = run([
-        "gradient",
-        "--json",
-        "--model",
-        &bench.at("model"),
-        "--prompt",
-        &prompt,
-        "--data",
-        &bench.at("bad.jsonl"),
-        "--out",
-        &bench.at("out"),
-    ]);
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let error = &told["error"];
-    assert_eq!((output.status.code(), &error["code"], &error["line"]), (Some(4), &json!(4), &json!(1)));
-    for key in ["place", "expected", "got", "hint"] {
-        assert!(!error[key].as_str().unwrap().is_empty(), "{key}: {told}");
-    }
-    let output = run(["gradient", "--json"]);
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((output.status.code(), &told["error"]["code"]), (Some(2), &json!(2)));
-}
-
-#[test]
-fn names_in_files_do_not_steer_the_terminal() {
-    let bench = Bench::new();
-    bench.write("odd.safetensors", tensor("\u{1b}[2Jname", "F32", &[1], &[0; 4]));
-    for arguments in [["inspect", "odd.safetensors"], ["import", "odd.safetensors"]] {
-        let path = bench.at(arguments[1]);
-        let mut all = vec![arguments[0], &path];
-        let out = bench.at("imported.safetensors");
-        if arguments[0] == "import" {
-            all.extend(["--out", &out]);
-        }
-        let output = run(all);
-        assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{arguments:?}");
-    }
 }

@@ -131,7 +131,10 @@ fn guarded(terminal: &Terminal, work: impl FnOnce() -> Result<()>) -> u8 {
     panic::set_hook(Box::new(|info| {
         if let Ok(mut message) = MESSAGE.lock() {
             let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-            *message = format!("{} at {place}", info.payload_as_str().unwrap_or("something failed"));
+            let payload = info.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            *message = format!("{} at {place}", text.unwrap_or("something failed"));
         }
     }));
     let error = match panic::catch_unwind(AssertUnwindSafe(work)) {
@@ -159,6 +162,9 @@ fn guarded(terminal: &Terminal, work: impl FnOnce() -> Result<()>) -> u8 {
 
 /// What went wrong on one line, what to do about it on the next.
 fn described(error: &Error) -> String {
+    if let Some(hint) = system_hint(error) {
+        return format!("error: {}\nhint: {hint}", printable(&error.to_string()));
+    }
     match error.problem() {
         Some(problem) if !problem.hint.is_empty() => {
             let bare = Problem { hint: String::new(), ..problem.clone() };
@@ -169,6 +175,18 @@ fn described(error: &Error) -> String {
             format!("error: {whose}{}", printable(&error.to_string()))
         }
     }
+}
+
+/// What to do about a refusal of the operating system, where it is plain.
+fn system_hint(error: &Error) -> Option<&'static str> {
+    let Error::Io { source, .. } = error else { return None };
+    Some(match source.kind() {
+        io::ErrorKind::StorageFull => "free some space, or write to another disk",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "choose a place that you may write to",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "a part of the path is a file, not a directory",
+        io::ErrorKind::IsADirectory => "give the path of a file, not of a directory",
+        _ => return None,
+    })
 }
 
 /// `text` with control characters written out: names in a hostile file must not steer the terminal. Tabs and line breaks
@@ -193,6 +211,7 @@ fn error_json(error: &Error) -> serde_json::Value {
             problem.place = Place::file(path);
             problem.expected = format!("to {action}");
             problem.got = source.to_string();
+            problem.hint = system_hint(error).unwrap_or_default().to_owned();
         }
         Error::Op { op, expected, got } => {
             problem.place = Place::item(*op);

@@ -110,8 +110,8 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Input`] if it is missing, broken, or asks for something that is not supported.
     pub fn read(path: &Path, weights: &Weights) -> Result<Self> {
-        let config = match weights.gguf() {
-            Some(metadata) => from_gguf(metadata, weights)?,
+        let (config, file) = match weights.gguf() {
+            Some(metadata) => (from_gguf(metadata, weights)?, metadata.path().to_path_buf()),
             None => {
                 let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
                 let file = directory.join("config.json");
@@ -122,10 +122,10 @@ impl ModelConfig {
                 let Value::Object(map) = value else {
                     return Err(Error::input(Place::file(&file), "a JSON object", "something else"));
                 };
-                HuggingFace { file, map }.read()?
+                (HuggingFace { file: file.clone(), map }.read()?, file)
             }
         };
-        config.check(path)
+        config.check(&file)
     }
 
     fn check(self, path: &Path) -> Result<Self> {

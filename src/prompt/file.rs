@@ -72,7 +72,12 @@ impl PromptFile {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let given = path.as_ref();
         let path = &storage::existing_dir(given);
-        let mut prompt = if path.is_dir() { read_dir(path)? } else { read_file(path)? };
+        let read = if path.is_dir() { read_dir(path) } else { read_file(path) };
+        let mut prompt = read.map_err(|error| {
+            error.or_hint(
+                "a prompt is a .safetensors or .npy file of [rows, width], a PEFT adapter, or what a run saved",
+            )
+        })?;
         prompt.source = Some(given.to_path_buf());
         Ok(prompt)
     }
