@@ -192,6 +192,17 @@ impl Error {
         self
     }
 
+    /// The same error with advice added where it carries none.
+    #[must_use]
+    pub fn or_hint(mut self, hint: impl Into<String>) -> Self {
+        if let Some(problem) = self.problem_mut()
+            && problem.hint.is_empty()
+        {
+            problem.hint = hint.into();
+        }
+        self
+    }
+
     /// The same error, said of `path` where it did not name a file itself.
     #[must_use]
     pub fn in_file(mut self, path: impl AsRef<Path>) -> Self {
@@ -210,6 +221,14 @@ impl Error {
             problem.place.line.get_or_insert(line);
         }
         self
+    }
+
+    /// Place, expectation and advice, of the errors that have them.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Usage(p) | Self::Config(p) | Self::Input(p) | Self::Diverged(p) | Self::Device(p) => Some(p),
+            Self::Op { .. } | Self::Io { .. } | Self::Interrupted { .. } => None,
+        }
     }
 
     fn problem_mut(&mut self) -> Option<&mut Problem> {

@@ -13,6 +13,8 @@ pub struct Neighbour {
     pub token: Option<String>,
     /// Whether it is a special token.
     pub is_special: bool,
+    /// Whether the tokenizer has no token of this id: a padding row of the embedding. False without a tokenizer.
+    pub is_unused: bool,
     /// The cosine distance, `1 − cos`, from 0 to 2.
     pub distance: f64,
 }
@@ -75,6 +77,7 @@ pub fn neighbours(model: &Model, values: &[f64], top: usize) -> Result<(Vec<RowN
             id,
             token: tokenizer.and_then(|tokenizer| tokenizer.decode(&[id], false).ok()),
             is_special: tokenizer.is_some_and(|tokenizer| tokenizer.is_special(id)),
+            is_unused: tokenizer.is_some_and(|tokenizer| tokenizer.token(id).is_none()),
             distance,
         });
         RowNeighbours { norm, nearest: nearest.collect() }

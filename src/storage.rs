@@ -27,6 +27,16 @@ pub fn read_limited(path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The first `length` bytes of the file at `path`, or as many as can be read: to tell formats apart.
+pub fn read_start(path: impl AsRef<Path>, length: u64) -> Vec<u8> {
+    let mut start = Vec::new();
+    if let Ok(file) = File::open(path) {
+        // What was read until an error still tells the format; whoever reads the whole file reports the error.
+        drop(file.take(length).read_to_end(&mut start));
+    }
+    start
+}
+
 /// Replaces the content of `path` by `bytes`, all or nothing; missing parent directories are made.
 ///
 /// A symbolic link is followed. What is there and is no regular file (a device, a pipe) is written to as it is.

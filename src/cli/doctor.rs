@@ -2,11 +2,12 @@
 
 use super::Terminal;
 use super::options::ComputeArgs;
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::error::Result;
 use crate::models::{Model, ModelConfig, ModelOptions};
 use crate::step::Batch;
 use crate::weights::locate::cache_directory;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,12 +26,17 @@ pub(super) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<()> {
     let mut report = serde_json::Map::new();
     let mut add = |name: &str, value: Value| drop(report.insert(name.to_string(), value));
     add("version", json!(env!("CARGO_PKG_VERSION")));
+    add("executable", json!(std::env::current_exe().ok().map(|path| path.display().to_string())));
     add("platform", json!(format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)));
+    add("cpu", json!(proc_line("/proc/cpuinfo", "model name")));
+    add("memory_total", json!(proc_line("/proc/meminfo", "MemTotal")));
+    add("memory_available", json!(proc_line("/proc/meminfo", "MemAvailable")));
     add("vector_extensions", json!(vector_extensions()));
     add("devices", json!(["cpu"]));
     add("cuda", json!("not in this version"));
     add("threads", json!(device.threads()));
     add("gemm_gflops_f32", json!(gemm_rate(args)?.round()));
+    add("memory_read_gb_per_s", json!(read_rate(&device)?.round()));
     let cache = cache_directory();
     let cached = cache.as_ref().map(|cache| models_in(cache)).unwrap_or_default();
     add("hub_cache", json!(cache.map(|cache| cache.display().to_string())));
@@ -93,6 +99,32 @@ fn gemm_rate(args: &DoctorArgs) -> Result<f64> {
         steps += 1;
     }
     Ok(flops * f64::from(steps) / start.elapsed().as_secs_f64() / 1e9)
+}
+
+/// How fast all threads together read memory that no cache holds.
+fn read_rate(device: &Device) -> Result<f64> {
+    const BYTES: usize = 256 << 20;
+    let buffer = device.run(|| Ok(device.allocate(BYTES, Kind::Workspace)))?;
+    let words = buffer.as_slice::<u64>();
+    let sum = || {
+        device.run(|| {
+            Ok(words.par_chunks(1 << 16).map(|part| part.iter().fold(0, |a, b| a ^ b)).reduce(|| 0, |a, b| a ^ b))
+        })
+    };
+    std::hint::black_box(sum()?);
+    let (start, mut rounds) = (Instant::now(), 0);
+    while rounds < 2 || start.elapsed() < Duration::from_millis(250) {
+        std::hint::black_box(sum()?);
+        rounds += 1;
+    }
+    Ok((BYTES * rounds) as f64 / start.elapsed().as_secs_f64() / 1e9)
+}
+
+/// The value of a line `name : value` of a file that Linux has.
+fn proc_line(path: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim().to_string())
 }
 
 fn small_batch(examples: u32, length: u32) -> Result<Batch> {

@@ -2,7 +2,7 @@
 
 use super::options::{DataArgs, ModelArgs, left_out, prompt_for};
 use super::{Terminal, refuse_to_overwrite};
-use crate::error::Result;
+use crate::error::{Error, Place, Result};
 use crate::step::Batch;
 use crate::storage::atomic_write;
 use crate::tensor::with_element;
@@ -21,7 +21,8 @@ pub(super) struct GradientArgs {
     /// All rows of this .jsonl, .csv or .tsv file are one batch
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where to write `loss` [1] (F64) and `grad` [P, d] (in --dtype), as safetensors
+    /// Where to write, as safetensors: `loss` [1] (F64), `grad` [P, d] (in --dtype), `nll` [rows] (F64), the sum of each
+    /// row's label tokens
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Write over an existing file
@@ -44,17 +45,25 @@ pub(super) fn run(args: &GradientArgs, terminal: &Terminal) -> Result<()> {
             .map_err(|error| error.in_file(&args.data).on_line(example.line))?;
     }
     if batch.is_empty() {
-        let place = crate::error::Place::file(&args.data);
-        return Err(crate::Error::input(place, "at least one row that is not skipped", "none"));
+        let place = Place::file(&args.data);
+        return Err(Error::input(place, "at least one row that is not skipped", "none"));
     }
     let found = model.loss_and_grad(&prompt, &batch)?;
+    let grad_values = found.grad.to_f64_vec();
+    if !found.loss.mean.is_finite() || grad_values.iter().any(|value| !value.is_finite()) {
+        let place = Place::file(&args.prompt);
+        let got = format!("loss {}", found.loss.mean);
+        return Err(Error::diverged(place, "a finite loss and gradient", got)
+            .hint("prompt or weights hold values too large for --dtype; nothing was written"));
+    }
     let grad = with_element!(found.grad.dtype(), E => Values::from_slice(found.grad.as_slice::<E>()));
     let shape = vec![found.grad.rows(), found.grad.cols()];
-    let norm = found.grad.to_f64_vec().iter().map(|x| x * x).sum::<f64>().sqrt();
+    let norm = grad_values.iter().map(|x| x * x).sum::<f64>().sqrt();
     let file = TensorFile {
         tensors: vec![
             NamedTensor { name: "grad".into(), shape, values: grad },
             NamedTensor { name: "loss".into(), shape: vec![1], values: Values::F64(vec![found.loss.mean]) },
+            NamedTensor { name: "nll".into(), shape: vec![batch.len()], values: Values::F64(found.loss.by_example) },
         ],
         ..TensorFile::default()
     };

@@ -1,20 +1,27 @@
 //! `softprompt inspect`: what a file holds, and what a prompt's rows are near to.
 
-use super::Terminal;
 use super::options::ComputeArgs;
+use super::{Terminal, printable};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::inspect::neighbours;
+use crate::inspect::{Neighbour, neighbours};
+use crate::models::ModelConfig;
 use crate::prompt::PromptFile;
+use crate::prompt::file::{PROMPT_FILE, is_prompt_tensor};
+use crate::storage;
 use crate::weights::{Weights, locate::locate};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct InspectArgs {
     /// A model, prompt or checkpoint; with --model, a prompt whose nearest tokens are wanted
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    #[arg(value_name = "PATH", required_unless_present = "prompt")]
+    path: Option<PathBuf>,
+    /// The same as PATH, for a prompt
+    #[arg(long, value_name = "PATH", conflicts_with = "path")]
+    prompt: Option<PathBuf>,
     /// The model in whose vocabulary to look for a prompt's neighbours
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
@@ -26,34 +33,39 @@ pub(super) struct InspectArgs {
 }
 
 pub(super) fn run(args: &InspectArgs, terminal: &Terminal) -> Result<()> {
+    let Some(path) = args.path.as_ref().or(args.prompt.as_ref()) else { return Ok(()) };
     if let Some(model) = &args.model {
-        return nearest(args, model, terminal);
+        return nearest(args, path, model, terminal);
     }
-    let (json, text) = if args.path.join("state.json").is_file() {
-        checkpoint(&args.path)?
-    } else if let Some(prompt) = read_prompt(&args.path)? {
-        describe_prompt(&prompt)
+    let (json, text) = if path.join("state.json").is_file() {
+        checkpoint(path)?
+    } else if args.prompt.is_some() || is_prompt(path)? {
+        describe_prompt(&PromptFile::read(path)?)
     } else {
-        model(&args.path)?
+        model(path)?
     };
-    terminal.result(&json, &text)
+    terminal.result(&json, &printable(&text))
 }
 
-/// The prompt at `path`, or nothing if it is rather a model.
-fn read_prompt(path: &Path) -> Result<Option<PromptFile>> {
-    match PromptFile::read(path) {
-        Ok(prompt) => Ok(Some(prompt)),
-        Err(error) => match locate(&path.to_string_lossy()).and_then(|path| Weights::open(&path)) {
-            Ok(_) => Ok(None),
-            // Neither: a model's error says more of a model's file, the prompt's of the others.
-            Err(model_error) if looks_like_a_model(path) => Err(model_error),
-            Err(_) => Err(error),
-        },
+/// Whether what lies at `path` is meant as a prompt. A model is told by its headers: it may be larger than memory.
+fn is_prompt(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        let has = |name: &str| path.join(name).exists();
+        return Ok(has(PROMPT_FILE) || has("adapter_config.json") || !(has("config.json") || holds_weights(path)));
     }
+    let start = storage::read_start(path, 8);
+    if !path.exists() || start.starts_with(b"GGUF") || path.extension().is_some_and(|extension| extension == "gguf") {
+        return Ok(false);
+    }
+    if start.starts_with(b"\x93NUMPY") || start.starts_with(b"PK") || start.starts_with(b"\x80") {
+        return Ok(true);
+    }
+    Ok(Weights::open(path)?.names().any(is_prompt_tensor))
 }
 
-fn looks_like_a_model(path: &Path) -> bool {
-    path.join("config.json").exists() || path.extension().is_some_and(|extension| extension == "gguf") || !path.exists()
+fn holds_weights(folder: &Path) -> bool {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    names.filter_map(|path| path.extension().map(|end| end == "gguf" || end == "safetensors")).any(|is_one| is_one)
 }
 
 fn describe_prompt(prompt: &PromptFile) -> (Value, String) {
@@ -96,8 +108,12 @@ fn model(path: &Path) -> Result<(Value, String)> {
     let mut parameters = 0usize;
     let mut lines = Vec::new();
     let mut tensors = Vec::new();
+    let mut by_type: BTreeMap<String, usize> = BTreeMap::new();
     for (info, file) in weights.infos() {
-        parameters += info.shape.iter().product::<usize>();
+        let count = info.shape.iter().fold(1usize, |n, &length| n.saturating_mul(length));
+        parameters = parameters.saturating_add(count);
+        let of_type: &mut usize = by_type.entry(info.dtype.clone()).or_default();
+        *of_type = of_type.saturating_add(count);
         lines.push(format!("{:<48} {:<6} {:?}", info.name, info.dtype, info.shape));
         tensors.push(json!({
             "name": info.name, "dtype": info.dtype, "shape": info.shape, "bytes": info.range.len(),
@@ -110,10 +126,39 @@ fn model(path: &Path) -> Result<(Value, String)> {
         metadata
             .extend(gguf.keys().filter_map(|key| Some((key.to_string(), json!(shown(&gguf.get(key)?.to_string()))))));
     }
-    lines.push(format!("{} tensors, {parameters} parameters", tensors.len()));
+    let types: Vec<String> = by_type.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    lines.push(format!("{} tensors, {parameters} parameters ({})", tensors.len(), types.join(", ")));
+    // A header can be looked at even where the model cannot be run.
+    let config = ModelConfig::read(&path, &weights);
+    lines.push(match &config {
+        Ok(config) => format!(
+            "{}: {} layers of width {}, {} heads of {} ({} for keys), {} tokens, {} positions",
+            config.family.name(),
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.head_dim,
+            config.num_key_value_heads,
+            config.vocab_size,
+            config.max_position_embeddings
+        ),
+        Err(error) => format!("cannot be run: {error}"),
+    });
+    let config = match &config {
+        Ok(config) => json!({
+            "family": config.family.name(), "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size, "num_hidden_layers": config.num_hidden_layers,
+            "num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim, "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
+            "tie_word_embeddings": config.tie_word_embeddings,
+        }),
+        Err(error) => json!({"error": error.to_string()}),
+    };
     lines.extend(metadata.iter().map(|(key, value)| format!("  {key}: {value}")));
     let json = json!({
-        "kind": "model", "path": path.display().to_string(), "parameters": parameters, "tensors": tensors,
+        "kind": "model", "path": path.display().to_string(), "parameters": parameters, "parameters_by_dtype": by_type,
+        "config": config, "tensors": tensors,
         "metadata": metadata,
     });
     Ok((json, lines.join("\n")))
@@ -127,19 +172,29 @@ fn shown(value: &str) -> String {
     }
 }
 
-fn nearest(args: &InspectArgs, model: &Path, terminal: &Terminal) -> Result<()> {
-    let prompt = PromptFile::read(&args.path)?;
+fn nearest(args: &InspectArgs, path: &Path, model: &Path, terminal: &Terminal) -> Result<()> {
+    let prompt = PromptFile::read(path)?;
     let model = args.compute.open(model)?;
-    prompt.expect_width(model.config().hidden_size, model.name()).map_err(|error| error.in_file(&args.path))?;
+    prompt.expect_width(model.config().hidden_size, model.name()).map_err(|error| error.in_file(path))?;
     let values = prompt.values.to_vec::<f64>();
     let (rows, mean_norm) = model.device().run(|| neighbours(&model, &values, args.top.into()))?;
     let mut lines = vec![format!("mean norm of the vocabulary's embeddings {mean_norm:.4}")];
     for (index, row) in rows.iter().enumerate() {
         let near = row.nearest.iter().map(|token| {
             let name = token.token.as_ref().map_or_else(|| token.id.to_string(), |text| format!("{text:?}"));
-            format!("{name} {:.3}{}", token.distance, if token.is_special { " (special)" } else { "" })
+            format!("{name} {:.3}{}", token.distance, mark(token))
         });
         lines.push(format!("{index:>4}  norm {:<9.4} {}", row.norm, near.collect::<Vec<_>>().join("  ")));
     }
+    let mean_row = rows.iter().map(|row| row.norm).sum::<f64>() / rows.len().max(1) as f64;
+    lines.insert(1, format!("mean norm of the prompt's rows {mean_row:.4}"));
     terminal.result(&json!({"mean_embedding_norm": mean_norm, "rows": rows}), &lines.join("\n"))
+}
+
+fn mark(token: &Neighbour) -> &'static str {
+    match (token.is_special, token.is_unused) {
+        (true, _) => " (special)",
+        (false, true) => " (unused)",
+        (false, false) => "",
+    }
 }

@@ -13,9 +13,10 @@ mod inspect;
 mod options;
 mod train;
 
-use crate::error::{Error, Problem, Result};
+use crate::error::{Error, Place, Problem, Result};
 use clap::{Args, FromArgMatches};
 use serde_json::json;
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
@@ -106,87 +107,176 @@ fn command() -> clap::Command {
 
 /// Runs the command line and gives the process's exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = match command().try_get_matches_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let matches = match command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => {
             drop(error.print());
+            if error.use_stderr() && arguments.iter().any(|argument| argument == "--json") {
+                print_json(&usage(&error));
+            }
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::from(2) };
     let Some(entry) = COMMANDS.iter().find(|entry| entry.name == name) else { return ExitCode::from(2) };
     let terminal = Terminal { json: matches.get_flag("json"), quiet: matches.get_flag("quiet") };
+    ExitCode::from(guarded(&terminal, || (entry.run)(matches, &terminal)))
+}
 
+/// Runs `work`, reports how it failed, and gives the exit code. A panic is a bug: 1.
+fn guarded(terminal: &Terminal, work: impl FnOnce() -> Result<()>) -> u8 {
     // A library that panics on a broken file is contained and becomes an error: its message is for this place only.
     static MESSAGE: Mutex<String> = Mutex::new(String::new());
     panic::set_hook(Box::new(|info| {
         if let Ok(mut message) = MESSAGE.lock() {
-            *message = info.to_string();
+            let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+            let payload = info.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            *message = format!("{} at {place}", text.unwrap_or("something failed"));
         }
     }));
-    match panic::catch_unwind(AssertUnwindSafe(|| (entry.run)(matches, &terminal))) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        // Whoever read the results has seen enough.
-        Ok(Err(Error::Io { path, source, .. }))
-            if source.kind() == io::ErrorKind::BrokenPipe && path.as_os_str() == "stdout" =>
-        {
-            ExitCode::SUCCESS
-        }
-        Ok(Err(error)) => {
-            report(&error, &terminal);
-            ExitCode::from(error.exit_code())
-        }
+    let error = match panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => return 0,
+        Ok(Err(error)) => error,
         Err(_) => {
             let message = MESSAGE.lock().map(|message| message.clone()).unwrap_or_default();
-            drop(writeln!(io::stderr(), "error: this is a bug in softprompt, please report it: {message}"));
-            ExitCode::from(1)
+            Error::op("softprompt", "no failure", message)
+        }
+    };
+    if let Error::Io { path, source, .. } = &error
+        && source.kind() == io::ErrorKind::BrokenPipe
+        && path.as_os_str() == "stdout"
+    {
+        // Whoever read the results has seen enough.
+        return 0;
+    }
+    // Nobody may be listening; the code says it too.
+    drop(writeln!(io::stderr(), "{}", described(&error)));
+    if terminal.json {
+        print_json(&error);
+    }
+    error.exit_code()
+}
+
+/// What went wrong on one line, what to do about it on the next.
+fn described(error: &Error) -> String {
+    if let Some(hint) = system_hint(error) {
+        return format!("error: {}\nhint: {hint}", printable(&error.to_string()));
+    }
+    match error.problem() {
+        Some(problem) if !problem.hint.is_empty() => {
+            let bare = Problem { hint: String::new(), ..problem.clone() };
+            format!("error: {}\nhint: {}", printable(&bare.to_string()), printable(&problem.hint))
+        }
+        _ => {
+            let whose = if error.exit_code() == 1 { "this is a bug in softprompt, please report it: " } else { "" };
+            format!("error: {whose}{}", printable(&error.to_string()))
         }
     }
 }
 
-fn report(error: &Error, terminal: &Terminal) {
-    let problem = match error {
-        Error::Usage(p) | Error::Config(p) | Error::Input(p) | Error::Diverged(p) | Error::Device(p) => {
-            Some(p.as_ref())
-        }
-        _ => None,
-    };
-    let text = match problem {
-        Some(problem) if !problem.hint.is_empty() => {
-            let bare = Problem { hint: String::new(), ..problem.clone() };
-            format!("error: {bare}\nhint: {}", problem.hint)
-        }
-        _ => format!("error: {error}"),
-    };
-    drop(writeln!(io::stderr(), "{text}"));
-    if terminal.json {
-        let place = problem.map(|problem| &problem.place);
-        let detail = json!({
-            "code": error.exit_code(),
-            "message": error.to_string(),
-            "path": place.and_then(|place| place.path.as_ref()).map(|path| path.display().to_string()),
-            "line": place.and_then(|place| place.line),
-            "item": place.and_then(|place| place.item.clone()),
-            "expected": problem.map(|problem| problem.expected.clone()),
-            "got": problem.map(|problem| problem.got.clone()),
-            "hint": problem.map(|problem| problem.hint.clone()),
-        });
-        drop(writeln!(io::stdout(), "{}", json!({ "error": detail })));
+/// What to do about a refusal of the operating system, where it is plain.
+fn system_hint(error: &Error) -> Option<&'static str> {
+    let Error::Io { source, .. } = error else { return None };
+    Some(match source.kind() {
+        io::ErrorKind::StorageFull => "free some space, or write to another disk",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "choose a place that you may write to",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "a part of the path is a file, not a directory",
+        io::ErrorKind::IsADirectory => "give the path of a file, not of a directory",
+        _ => return None,
+    })
+}
+
+/// `text` with control characters written out: names in a hostile file must not steer the terminal. Tabs and line breaks
+/// stay.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
     }
+    let shown = |c: char| if steers(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
+}
+
+fn print_json(error: &Error) {
+    drop(writeln!(io::stdout(), "{}", error_json(error)));
+}
+
+fn error_json(error: &Error) -> serde_json::Value {
+    let mut problem = error.problem().cloned().unwrap_or_default();
+    match error {
+        Error::Io { path, action, source } => {
+            problem.place = Place::file(path);
+            problem.expected = format!("to {action}");
+            problem.got = source.to_string();
+            problem.hint = system_hint(error).unwrap_or_default().to_owned();
+        }
+        Error::Op { op, expected, got } => {
+            problem.place = Place::item(*op);
+            problem.expected.clone_from(expected);
+            problem.got.clone_from(got);
+        }
+        _ => {}
+    }
+    let place = &problem.place;
+    json!({ "error": {
+        "code": error.exit_code(),
+        "message": error.to_string(),
+        "place": place.to_string(),
+        "path": place.path.as_ref().map(|path| path.display().to_string()),
+        "line": place.line,
+        "item": place.item,
+        "expected": problem.expected,
+        "got": problem.got,
+        "hint": problem.hint,
+    }})
 }
 
 /// An error of the argument parser as one of ours.
 fn usage(error: &clap::Error) -> Error {
     let text = error.to_string();
     let text = text.trim().trim_start_matches("error: ");
-    Error::usage(crate::error::Place::default(), "", text)
+    Error::usage(Place::default(), "", text)
 }
 
 /// Refuses to write over a file, unless told to.
 fn refuse_to_overwrite(path: &std::path::Path, force: bool) -> Result<()> {
     if !force && path.exists() && (path.is_file() || path.is_dir()) {
-        return Err(Error::usage(crate::error::Place::file(path), "a path where nothing is yet", "something")
+        return Err(Error::usage(Place::file(path), "a path where nothing is yet", "something")
             .hint("pass --force to write over it"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SILENT: Terminal = Terminal { json: false, quiet: true };
+
+    #[test]
+    fn the_flags_are_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn a_panic_is_a_bug_and_a_closed_pipe_is_none() {
+        assert_eq!(guarded(&SILENT, || panic!("out of sorts")), 1);
+        let closed = |path: &'static str| move || Err(Error::io(path, "write", io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(guarded(&SILENT, closed("stdout")), 0);
+        assert_eq!(guarded(&SILENT, closed("elsewhere")), 7);
+        assert_eq!(guarded(&SILENT, || Err(Error::Interrupted { signal: 2 })), 130);
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_hint_below_and_without_control_characters() {
+        let error = Error::input(Place::file("m").of("a\u{1b}[2J"), "one", "two\r").hint("do this");
+        assert_eq!(described(&error), "error: m: a\\u{1b}[2J: expected one, got two\\r\nhint: do this");
+        let told = &error_json(&error)["error"];
+        assert_eq!(told["code"], 4);
+        assert_eq!(told["hint"], "do this");
+        assert_eq!(error_json(&Error::io("f", "write", io::ErrorKind::StorageFull.into()))["error"]["place"], "f");
+    }
 }

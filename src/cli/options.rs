@@ -134,7 +134,8 @@ pub(crate) fn prompt_for(model: &Model, path: Option<&PathBuf>) -> Result<Tensor
             place,
             format!("fewer than {limit} rows, the model's positions"),
             file.rows.to_string(),
-        ));
+        )
+        .hint("prompt and text share the model's positions"));
     }
     model.prompt_from(file.rows, &file.values.to_vec::<f64>())
 }

@@ -299,7 +299,8 @@ fn from_ids(row: &Record) -> Result<Example> {
 
 fn ids(row: &Record, name: &str) -> Result<Vec<u32>> {
     let bad = |got: String| {
-        Err(Error::input(Place::default().of(name), "an array of token ids (integers from 0 to 4294967295)", got))
+        Err(Error::input(Place::default().of(name), "an array of token ids (integers from 0 to 4294967295)", got)
+            .hint("ids are what the model's tokenizer gives"))
     };
     let array = match row.fields.get(name) {
         Some(Value::Array(array)) => array,

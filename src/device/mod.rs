@@ -33,10 +33,12 @@ impl Device {
     /// The device called `name` (`cpu`).
     ///
     /// # Errors
-    /// [`Error::Config`] for a name that no device has.
+    /// [`Error::Config`] for a name that no device has; [`Error::Device`] for one that is not in this build.
     pub fn named(name: &str, threads: Option<usize>) -> Result<Self> {
         match name {
             "cpu" => Self::cpu(threads),
+            "cuda" => Err(Error::device(Place::item("device"), "cpu", "cuda, which is not in this version")
+                .hint("leave --device out, or give cpu")),
             other => Err(Error::config(Place::item("device"), "cpu", format!("{other:?}"))
                 .hint("this version computes on the CPU only")),
         }

@@ -110,8 +110,8 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Input`] if it is missing, broken, or asks for something that is not supported.
     pub fn read(path: &Path, weights: &Weights) -> Result<Self> {
-        let config = match weights.gguf() {
-            Some(metadata) => from_gguf(metadata, weights)?,
+        let (config, file) = match weights.gguf() {
+            Some(metadata) => (from_gguf(metadata, weights)?, metadata.path().to_path_buf()),
             None => {
                 let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
                 let file = directory.join("config.json");
@@ -122,10 +122,10 @@ impl ModelConfig {
                 let Value::Object(map) = value else {
                     return Err(Error::input(Place::file(&file), "a JSON object", "something else"));
                 };
-                HuggingFace { file, map }.read()?
+                (HuggingFace { file: file.clone(), map }.read()?, file)
             }
         };
-        config.check(path)
+        config.check(&file)
     }
 
     fn check(self, path: &Path) -> Result<Self> {
@@ -336,11 +336,11 @@ impl HuggingFace {
 
     /// θ and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
     fn rope(&self, max_positions: usize) -> Result<(f64, RopeScaling)> {
-        let (key, inner) = match (self.value("rope_parameters"), self.value("rope_scaling")) {
-            (Some(value), _) => ("rope_parameters", Some(value)),
-            (None, value) => ("rope_scaling", value),
-        };
-        let inner = match inner {
+        // Where a file has both, transformers takes the older name, and with it the θ beside it.
+        let is_given =
+            |key: &&str| self.value(key).is_some_and(|value| value.as_object().is_none_or(|map| !map.is_empty()));
+        let key = ["rope_scaling", "rope_parameters"].into_iter().find(is_given).unwrap_or("rope_parameters");
+        let inner = match self.value(key) {
             None => Map::new(),
             Some(Value::Object(map)) => map.clone(),
             Some(other) => return self.refuse(key, "an object", other),
@@ -384,7 +384,7 @@ impl HuggingFace {
         Ok(ModelConfig {
             family: Family::Gpt2,
             hidden_size,
-            intermediate_size: self.size("n_inner", Some(4 * hidden_size))?,
+            intermediate_size: self.size("n_inner", Some(hidden_size.saturating_mul(4)))?,
             num_hidden_layers: self.size("n_layer", Some(12))?,
             num_attention_heads: heads,
             num_key_value_heads: heads,

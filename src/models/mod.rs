@@ -95,10 +95,13 @@ impl Model {
         let name = model.as_ref().to_string_lossy().into_owned();
         let path = locate(&name)?;
         let weights = Weights::open(&path)?;
-        let config = ModelConfig::read(&path, &weights)?;
-        let tokenizer = Tokenizer::open(&path, &weights)?;
+        let config = ModelConfig::read(&path, &weights)
+            .map_err(|error| error.or_hint("the configuration is damaged, or of a model that softprompt cannot run"))?;
+        let tokenizer = Tokenizer::open(&path, &weights)
+            .map_err(|error| error.or_hint("the tokenizer is damaged: copy it again from where the model came from"))?;
         let loader = Loader::new(Origin::Files(&weights), device, options);
         Self::load(name, path, config, tokenizer, &loader, options)
+            .map_err(|error| error.or_hint("configuration and weights do not belong to the same model"))
     }
 
     /// A model of the given sizes with random weights, for benches and tests: the same seed, the same weights.

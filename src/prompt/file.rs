@@ -22,6 +22,11 @@ pub const PROMPT_FILE: &str = "prompt.safetensors";
 const KEYS: [&str; 3] = ["prompt", "prompt_embeds", "prompt_embeddings"];
 const HASH: &str = "prompt_sha256";
 
+/// Whether a tensor of that name is taken for a prompt.
+pub fn is_prompt_tensor(name: &str) -> bool {
+    KEYS.contains(&name)
+}
+
 /// A prompt of `rows` virtual tokens of width `cols`, every value finite, in the type it was stored in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptFile {
@@ -67,7 +72,12 @@ impl PromptFile {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let given = path.as_ref();
         let path = &storage::existing_dir(given);
-        let mut prompt = if path.is_dir() { read_dir(path)? } else { read_file(path)? };
+        let read = if path.is_dir() { read_dir(path) } else { read_file(path) };
+        let mut prompt = read.map_err(|error| {
+            error.or_hint(
+                "a prompt is a .safetensors or .npy file of [rows, width], a PEFT adapter, or what a run saved",
+            )
+        })?;
         prompt.source = Some(given.to_path_buf());
         Ok(prompt)
     }

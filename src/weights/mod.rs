@@ -68,7 +68,9 @@ impl Weights {
     /// [`Error::Input`] if there is no model, or a header is broken or does not fit its file; [`Error::Io`] if the
     /// system refuses to read. A tensor of a type this crate cannot read is no error until it is asked for.
     pub fn open(path: &Path) -> Result<Self> {
-        open::open(path)
+        open::open(path).map_err(|error| {
+            error.or_hint("the file is damaged, incomplete or of another format: download or convert the model again")
+        })
     }
 
     /// The file or directory that was opened.

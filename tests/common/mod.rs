@@ -1,6 +1,8 @@
 //! What several test files share.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod bench;
+
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
