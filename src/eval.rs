@@ -15,24 +15,37 @@ use crate::tensor::Tensor;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// The most rows of a pass beyond its first example: many long labels must not take a whole batch's memory at once.
+const MAX_ROWS: usize = 16 * 1024;
+
 /// The candidates of a ranking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels {
     texts: Vec<String>,
     ids: Vec<Vec<u32>>,
+    /// The same labels as they follow an input that ends in white space, without the separator.
+    unspaced: Vec<Vec<u32>>,
 }
 
 impl Labels {
-    /// The distinct targets of `dataset`, in the order of their texts (of their ids where rows have no text).
+    /// The distinct targets of `dataset`, in the order of their texts (of their ids where rows have no text). With the
+    /// `encoder` that the rows were made with, a text is one label wherever a row's input ends in white space and has
+    /// the label without the separator; without it those would be two.
     ///
     /// # Errors
     /// [`Error::Input`] if there are fewer than two, so that there is nothing to choose.
-    pub fn of(dataset: &Dataset) -> Result<Self> {
+    pub fn of(dataset: &Dataset, encoder: Option<&TextEncoder<'_>>) -> Result<Self> {
+        if let Some(encoder) = encoder
+            && let Ok(labels) = Self::encode(&dataset.labels(), encoder)
+            && dataset.examples.iter().all(|example| labels.find(example).is_some())
+        {
+            return Ok(labels);
+        }
         let mut distinct: BTreeMap<(String, &[u32]), ()> = BTreeMap::new();
         for example in &dataset.examples {
             distinct.insert((text_of(example), &example.target_ids), ());
         }
-        let labels = distinct.into_keys().map(|(text, ids)| (text, ids.to_vec())).collect();
+        let labels = distinct.into_keys().map(|(text, ids)| (text, ids.to_vec(), ids.to_vec())).collect();
         Self::checked(labels).map_err(|error| error.in_file(&dataset.path))
     }
 
@@ -41,23 +54,27 @@ impl Labels {
     /// # Errors
     /// [`Error::Input`] if there are fewer than two, one has no tokens, or two have the same.
     pub fn encode(texts: &[String], encoder: &TextEncoder<'_>) -> Result<Self> {
-        let encoded = texts.iter().map(|text| Ok((text.clone(), encoder.target("input", text)?)));
+        let encoded =
+            texts.iter().map(|text| Ok((text.clone(), encoder.target("input", text)?, encoder.target(" ", text)?)));
         Self::checked(encoded.collect::<Result<_>>()?)
     }
 
-    fn checked(labels: Vec<(String, Vec<u32>)>) -> Result<Self> {
+    fn checked(labels: Vec<(String, Vec<u32>, Vec<u32>)>) -> Result<Self> {
         let place = || Place::item("labels");
         if labels.len() < 2 {
             return Err(Error::input(place(), "at least two labels to choose from", labels.len().to_string()));
         }
-        let (texts, ids): (Vec<_>, Vec<_>) = labels.into_iter().unzip();
-        for (index, own) in ids.iter().enumerate() {
-            if let Some(other) = ids[..index].iter().position(|other| other == own) {
-                let got = format!("{:?} and {:?} with the same tokens", texts[other], texts[index]);
+        let mut all = Self::default();
+        for (text, ids, unspaced) in labels {
+            if let Some(other) = all.ids.iter().position(|other| *other == ids) {
+                let got = format!("{:?} and {text:?} with the same tokens", all.texts[other]);
                 return Err(Error::input(place(), "labels that differ in their tokens", got));
             }
+            all.texts.push(text);
+            all.ids.push(ids);
+            all.unspaced.push(unspaced);
         }
-        Ok(Self { texts, ids })
+        Ok(all)
     }
 
     /// The labels as text.
@@ -70,13 +87,67 @@ impl Labels {
         &self.ids
     }
 
-    fn position(&self, example: &Example) -> Result<usize> {
-        self.ids.iter().position(|ids| *ids == example.target_ids).ok_or_else(|| {
+    /// The index of the example's target, and the labels as they follow its input.
+    fn find(&self, example: &Example) -> Option<(usize, &[Vec<u32>])> {
+        [&self.ids, &self.unspaced].into_iter().find_map(|spelling| {
+            let truth = spelling.iter().position(|ids| *ids == example.target_ids)?;
+            Some((truth, spelling.as_slice()))
+        })
+    }
+
+    /// What is asked of one row.
+    fn row<'a>(&'a self, example: &'a Example) -> Result<Row<'a>> {
+        let (truth, labels) = self.find(example).ok_or_else(|| {
             Error::input(Place::default(), "a target among the labels", format!("{:?}", text_of(example)))
                 .on_line(example.line)
                 .hint(format!("the labels are {}", self.texts.join(", ")))
-        })
+        })?;
+        Ok(Row { example, truth, labels })
     }
+}
+
+/// A row with the labels as they follow its input.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    example: &'a Example,
+    truth: usize,
+    labels: &'a [Vec<u32>],
+}
+
+impl Row<'_> {
+    /// The labels that have rows of their own: the first token of each is read off the input's end.
+    fn longer(&self) -> impl Iterator<Item = &Vec<u32>> {
+        self.labels.iter().filter(|ids| ids.len() > 1)
+    }
+
+    /// Its rows in the stream.
+    fn stream_rows(&self) -> usize {
+        self.example.input_ids.len() + self.longer().map(|ids| ids.len() - 1).sum::<usize>()
+    }
+
+    /// The tokens of its longest label.
+    fn longest(&self) -> usize {
+        self.labels.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+/// That `target` tokens fit behind the prompt and the example's input, and have something before them.
+fn check_room(model: &Model, prompt: &Tensor, example: &Example, target: usize) -> Result<()> {
+    let input = example.input_ids.len();
+    if prompt.rows() + input == 0 {
+        return Err(
+            Error::input(Place::default(), "an input, as there is no prompt", "an empty one").on_line(example.line)
+        );
+    }
+    // The last token is no row of the stream: nothing follows it.
+    let (needed, limit) = (prompt.rows() + input + target.saturating_sub(1), model.config().max_position_embeddings);
+    if needed > limit {
+        let expected = format!("at most {limit} positions for prompt, input and label, as the model has");
+        return Err(Error::input(Place::default(), expected, needed.to_string())
+            .on_line(example.line)
+            .hint("lower max_length and set on_long to truncate or skip, or use a shorter prompt or label"));
+    }
+    Ok(())
 }
 
 fn text_of(example: &Example) -> String {
@@ -134,7 +205,7 @@ pub struct Prediction {
 ///
 /// # Errors
 /// [`Error::Input`] for a row whose target is no label, an empty input where there is no prompt, or tokens and positions
-/// that the model does not have.
+/// that the model does not have; [`Error::Diverged`] where a score is not finite.
 pub fn rank(
     model: &Model,
     prompt: &Tensor,
@@ -144,30 +215,43 @@ pub fn rank(
     batch_size: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Evaluation> {
-    let rows = dataset.examples.len();
-    let mut predictions = Vec::with_capacity(rows);
+    let in_file = |error: Error| error.in_file(&dataset.path);
+    let rows = dataset.examples.iter().map(|example| {
+        let row = labels.row(example)?;
+        check_room(model, prompt, example, row.longest())?;
+        Ok(row)
+    });
+    let rows = rows.collect::<Result<Vec<_>>>().map_err(in_file)?;
+    let mut predictions = Vec::with_capacity(rows.len());
     let (mut nll, mut label_tokens) = (0.0, 0);
-    for batch in dataset.examples.chunks(batch_size.max(1)) {
-        let found = rank_batch(model, prompt, batch, labels).map_err(|error| error.in_file(&dataset.path))?;
-        for (example, logs) in batch.iter().zip(found) {
-            let truth = labels.position(example).map_err(|error| error.in_file(&dataset.path))?;
-            nll -= logs[truth];
-            label_tokens += labels.ids[truth].len();
+    while predictions.len() < rows.len() {
+        let batch = next_batch(&rows[predictions.len()..], batch_size);
+        let found = rank_batch(model, prompt, batch).map_err(in_file)?;
+        for (row, logs) in batch.iter().zip(found) {
+            if let Some(bad) = logs.iter().find(|log| !log.is_finite()) {
+                return Err(in_file(
+                    Error::diverged(Place::default(), "finite log-probabilities of the labels", bad.to_string())
+                        .on_line(row.example.line)
+                        .hint("prompt or weights hold values too large for the type computed in"),
+                ));
+            }
+            nll -= logs[row.truth];
+            label_tokens += row.labels[row.truth].len();
             let scores: Vec<f64> = match score {
                 Score::Sum => logs,
-                Score::Mean => logs.iter().zip(&labels.ids).map(|(log, ids)| log / ids.len() as f64).collect(),
+                Score::Mean => logs.iter().zip(row.labels).map(|(log, ids)| log / ids.len() as f64).collect(),
             };
             let first =
                 (0..scores.len()).fold(0, |best, label| if scores[label] > scores[best] { label } else { best });
-            predictions.push(Prediction { line: example.line, truth, predicted: first, scores });
+            predictions.push(Prediction { line: row.example.line, truth: row.truth, predicted: first, scores });
         }
-        progress(predictions.len(), rows);
+        progress(predictions.len(), rows.len());
     }
     let truth: Vec<usize> = predictions.iter().map(|row| row.truth).collect();
     let predicted: Vec<Option<usize>> = predictions.iter().map(|row| Some(row.predicted)).collect();
     let confusion = Confusion::of(labels.texts.len(), &truth, &predicted)?;
     Ok(Evaluation {
-        rows,
+        rows: rows.len(),
         loss: nll / label_tokens.max(1) as f64,
         label_tokens,
         accuracy: confusion.accuracy(),
@@ -177,35 +261,37 @@ pub fn rank(
     })
 }
 
-/// The summed log-probability of each label, for each example.
-fn rank_batch(model: &Model, prompt: &Tensor, examples: &[Example], labels: &Labels) -> Result<Vec<Vec<f64>>> {
-    if prompt.rows() == 0
-        && let Some(example) = examples.iter().find(|example| example.input_ids.is_empty())
-    {
-        return Err(
-            Error::input(Place::default(), "an input, as there is no prompt", "an empty one").on_line(example.line)
-        );
-    }
+/// The first rows that go through the model together: `batch_size`, or fewer where their labels are many and long.
+fn next_batch<'a, 'b>(rows: &'a [Row<'b>], batch_size: usize) -> &'a [Row<'b>] {
+    let mut stream = 0;
+    let fits = rows.iter().take(batch_size.max(1)).take_while(|row| {
+        stream += row.stream_rows();
+        stream <= MAX_ROWS
+    });
+    let count = fits.count().max(1).min(rows.len());
+    &rows[..count]
+}
+
+/// The summed log-probability of each label, for each row.
+fn rank_batch(model: &Model, prompt: &Tensor, rows: &[Row<'_>]) -> Result<Vec<Vec<f64>>> {
     let mut sequences = Vec::new();
-    for example in examples {
+    for row in rows {
         let root = sequences.len();
-        let ids = &example.input_ids;
+        let ids = &row.example.input_ids;
         sequences.push(Sequence { keep_last: true, score_end: true, ..Sequence::example(0, ids, ids.len()) });
-        // The first token of every label is read off the input's end; only longer labels have rows of their own.
-        let longer = labels.ids.iter().filter(|ids| ids.len() > 1);
-        sequences.extend(longer.map(|ids| Sequence { parent: Some(root), ..Sequence::example(0, ids, 1) }));
+        sequences.extend(row.longer().map(|ids| Sequence { parent: Some(root), ..Sequence::example(0, ids, 1) }));
     }
     let layout = Layout::causal(&[prompt.rows()], &sequences)?;
     let mut wanted = Vec::new();
-    let mut row = 0;
-    for _ in examples {
-        let end = row;
-        row += 1;
-        for ids in &labels.ids {
+    let mut scored = 0;
+    for row in rows {
+        let end = scored;
+        scored += 1;
+        for ids in row.labels {
             wanted.push((end, ids[0]));
             for &id in &ids[1..] {
-                wanted.push((row, id));
-                row += 1;
+                wanted.push((scored, id));
+                scored += 1;
             }
         }
     }
@@ -215,13 +301,13 @@ fn rank_batch(model: &Model, prompt: &Tensor, examples: &[Example], labels: &Lab
     })?;
     let mut logs = logs.into_iter();
     let mut of_label = |ids: &Vec<u32>| logs.by_ref().take(ids.len()).sum::<f64>();
-    Ok(examples.iter().map(|_| labels.ids.iter().map(&mut of_label).collect()).collect())
+    Ok(rows.iter().map(|row| row.labels.iter().map(&mut of_label).collect()).collect())
 }
 
 /// The mean negative log-likelihood of all label tokens of `dataset`, in nats.
 ///
 /// # Errors
-/// As [`Model::loss`].
+/// As [`Model::loss`], naming the file, and the line where an input is empty without a prompt or a row is too long.
 pub fn mean_loss(
     model: &Model,
     prompt: &Tensor,
@@ -229,13 +315,18 @@ pub fn mean_loss(
     batch_size: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<f64> {
+    let in_file = |error: Error| error.in_file(&dataset.path);
+    for example in &dataset.examples {
+        check_room(model, prompt, example, example.target_ids.len()).map_err(in_file)?;
+    }
     let (mut nll, mut label_tokens, mut done) = (0.0, 0, 0);
     for examples in dataset.examples.chunks(batch_size.max(1)) {
         let mut batch = Batch::new();
         for example in examples {
-            batch.push(&example.input_ids, &example.target_ids).map_err(|error| error.on_line(example.line))?;
+            let pushed = batch.push(&example.input_ids, &example.target_ids);
+            pushed.map_err(|error| in_file(error.on_line(example.line)))?;
         }
-        let loss = model.loss(prompt, &batch).map_err(|error| error.in_file(&dataset.path))?;
+        let loss = model.loss(prompt, &batch).map_err(in_file)?;
         nll += loss.by_example.iter().sum::<f64>();
         label_tokens += loss.label_tokens;
         done += examples.len();
@@ -243,3 +334,7 @@ pub fn mean_loss(
     }
     Ok(nll / label_tokens.max(1) as f64)
 }
+
+#[cfg(test)]
+#[path = "eval_tests.rs"]
+mod tests;

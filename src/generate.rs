@@ -107,7 +107,7 @@ impl<'a> Generator<'a> {
     ///
     /// # Errors
     /// [`Error::Input`] for an empty input where there is no prompt, or tokens that the model does not have;
-    /// [`Error::Config`] for sampling values out of range.
+    /// [`Error::Config`] for sampling values out of range; [`Error::Diverged`] for logits that are not finite.
     pub fn generate(
         &self,
         inputs: &[&[u32]],
@@ -141,13 +141,18 @@ impl<'a> Generator<'a> {
         cache.copy_prefix(&self.prompt_cache, self.prompt_rows)?;
 
         let mut grow = |sequence: &mut Growing, logits: &[f64]| {
+            if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
+                return Err(Error::diverged(Place::item("logits"), "finite numbers", bad.to_string())
+                    .hint("prompt or weights hold values too large for the type computed in"));
+            }
             sequence.cached = sequence.len();
             sequence.new.push(choose(logits, sampling, &mut sequence.random));
             sequence.is_done = stop(&sequence.new) || sequence.new.len() == max_new_tokens || sequence.len() >= limit;
+            Ok(())
         };
         if let Some(logits) = &self.prompt_logits {
-            let empty = sequences.iter_mut().filter(|sequence| !sequence.is_done && sequence.len() == 0);
-            empty.for_each(|sequence| grow(sequence, logits));
+            let mut empty = sequences.iter_mut().filter(|sequence| !sequence.is_done && sequence.len() == 0);
+            empty.try_for_each(|sequence| grow(sequence, logits))?;
         }
         loop {
             let mut active: Vec<&mut Growing> = sequences.iter_mut().filter(|sequence| !sequence.is_done).collect();
@@ -159,7 +164,7 @@ impl<'a> Generator<'a> {
                 let row: Vec<f64> = with_element!(logits.dtype(), E => {
                     logits.row::<E>(row).iter().map(|&x| Element::to_f64(x)).collect()
                 });
-                grow(sequence, &row);
+                grow(sequence, &row)?;
             }
         }
         Ok(sequences.into_iter().map(|sequence| sequence.new).collect())
@@ -210,7 +215,7 @@ fn stream_of(seed: u64, ids: &[u32]) -> ChaCha8Rng {
 /// A token by its logits; of equals the first.
 fn choose(logits: &[f64], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
     let best = (0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
-    if sampling.temperature == 0.0 || !logits[best].is_finite() {
+    if sampling.temperature == 0.0 {
         return best as u32;
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -238,26 +243,5 @@ fn choose(logits: &[f64], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn choices_follow_the_probabilities() {
-        let logits: Vec<f64> = [0.1f64, 0.6, 0.3].iter().map(|p| p.ln()).collect();
-        let mut random = ChaCha8Rng::seed_from_u64(1);
-        let plain = Sampling { temperature: 1.0, ..Sampling::GREEDY };
-        let mut draw = |sampling: Sampling| {
-            let mut counts = [0f64; 3];
-            for _ in 0..20_000 {
-                counts[choose(&logits, sampling, &mut random) as usize] += 1.0 / 20_000.0;
-            }
-            counts
-        };
-        for (got, want) in draw(plain).iter().zip([0.1, 0.6, 0.3]) {
-            assert!((got - want).abs() < 0.02);
-        }
-        assert_eq!(draw(Sampling { top_k: 1, ..plain })[1].round(), 1.0);
-        assert_eq!(draw(Sampling { top_p: 0.7, ..plain })[0], 0.0);
-        assert_eq!(draw(Sampling::GREEDY)[1].round(), 1.0);
-    }
-}
+#[path = "generate_tests.rs"]
+mod tests;

@@ -87,14 +87,15 @@ pub(super) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<()> {
 }
 
 fn labels(args: &EvalArgs, model: &Model, dataset: &Dataset) -> Result<Labels> {
-    if args.labels.is_empty() {
-        return Labels::of(dataset);
-    }
     let options = args.rows.options(model, 0)?;
+    let encoder = encoder(model).map(|tokenizer| TextEncoder::new(tokenizer, &options)).transpose()?;
+    if args.labels.is_empty() {
+        return Labels::of(dataset, encoder.as_ref());
+    }
     model.require_tokenizer()?;
-    match encoder(model) {
-        Some(tokenizer) => Labels::encode(&args.labels, &TextEncoder::new(tokenizer, &options)?),
-        None => Labels::of(dataset),
+    match encoder {
+        Some(encoder) => Labels::encode(&args.labels, &encoder),
+        None => Labels::of(dataset, None),
     }
 }
 

@@ -149,11 +149,10 @@ fn labels_of(
     dataset: &Dataset,
     options: &crate::data::ExampleOptions,
 ) -> Result<Labels> {
-    match encoder(model) {
-        Some(tokenizer) if !config.labels.is_empty() => {
-            Labels::encode(&config.labels, &TextEncoder::new(tokenizer, options)?)
-        }
-        _ => Labels::of(dataset),
+    let encoder = encoder(model).map(|tokenizer| TextEncoder::new(tokenizer, options)).transpose()?;
+    match encoder {
+        Some(encoder) if !config.labels.is_empty() => Labels::encode(&config.labels, &encoder),
+        encoder => Labels::of(dataset, encoder.as_ref()),
     }
 }
 
