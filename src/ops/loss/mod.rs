@@ -86,3 +86,39 @@ fn check<'a>(hidden: &Tensor, head: &Matrix, mut tokens: impl Iterator<Item = &'
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::weights::StoredTensor;
+
+    /// More tokens than fit in one chunk of the vocabulary, and a last chunk that is not full.
+    const TOKENS: usize = 4500;
+
+    #[test]
+    fn log_probabilities_are_those_of_a_plain_softmax() {
+        let device = Device::cpu(Some(2)).unwrap();
+        let (rows, width) = (3, 5);
+        let wave = |count: usize, step: f64| (0..count).map(|i| 3.0 * (i as f64 * step).sin()).collect::<Vec<f64>>();
+        let (h, w) = (wave(rows * width, 1.3), wave(TOKENS * width, 0.7));
+        let stored = StoredTensor::from_values("head", &[TOKENS, width], w.clone()).unwrap();
+        let head = Matrix::new(stored, Orientation::RowPerOutput).unwrap();
+        let hidden = Tensor::from_f64(&device, rows, width, crate::dtype::DType::F64, &h, Kind::Workspace).unwrap();
+        let logit =
+            |row: usize, token: usize| -> f64 { (0..width).map(|i| h[row * width + i] * w[token * width + i]).sum() };
+        // Any order, a pair twice, both ends of the vocabulary, a row that nothing is asked of.
+        let wanted = [(2, 4499), (0, 0), (2, 4031), (2, 4032), (0, 77), (2, 4499)];
+        let found = log_probabilities(&hidden, &head, &wanted).unwrap();
+        assert_eq!(found.len(), wanted.len());
+        for (&(row, token), found) in wanted.iter().zip(&found) {
+            let largest = (0..TOKENS).map(|token| logit(row, token)).fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = (0..TOKENS).map(|token| (logit(row, token) - largest).exp()).sum();
+            let want = logit(row, token as usize) - largest - total.ln();
+            assert!((found - want).abs() <= 1e-12 * want.abs(), "row {row}, token {token}: {found} {want}");
+        }
+        assert!(log_probabilities(&hidden, &head, &[]).unwrap().is_empty());
+        assert!(log_probabilities(&hidden, &head, &[(3, 0)]).is_err());
+        assert!(log_probabilities(&hidden, &head, &[(0, TOKENS as u32)]).is_err());
+    }
+}
