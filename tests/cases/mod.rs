@@ -4,8 +4,10 @@
 //! in f32, so that a case computes the same function in f32 and f64.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod models;
 mod table;
 
+#[allow(unused_imports, reason = "whole models have no table")]
 pub use table::table;
 
 use softprompt::device::Kind;
@@ -73,8 +75,7 @@ impl Mask {
             }
             Self::Continued { prompt, input, options, trimmed } => {
                 let ids = vec![0u32; 400];
-                let mut sequences =
-                    vec![Sequence { keep_last: true, ..Sequence::example(0, &ids[..*input], *input) }];
+                let mut sequences = vec![Sequence { keep_last: true, ..Sequence::example(0, &ids[..*input], *input) }];
                 let option = |&tokens| Sequence { parent: Some(0), ..Sequence::example(0, &ids[..tokens], 0) };
                 sequences.extend(options.iter().map(option));
                 pick(Layout::causal(&[*prompt], &sequences).unwrap(), *trimmed)
