@@ -207,12 +207,13 @@ fn a_variable_read_by_several_ops_gets_the_sum() {
             let mut tape = Tape::new();
             let (leaf, x) = variable(&mut tape, &device, DType::F64, &input);
             let mut sum = Var::constant(Tensor::zeros(&device, rows, 12, DType::F64, Kind::Workspace));
-            for reader in (0..5).filter(|reader| readers >> reader & 1 == 1) {
+            for reader in (0..6).filter(|reader| readers >> reader & 1 == 1) {
                 let y = match reader {
                     0 => ops::linear(&mut tape, &x, &weight.matrix(1), None).unwrap(),
                     1 => ops::rms_norm(&mut tape, &x, &norm, 1e-5).unwrap(),
                     2 => ops::rows(&mut tape, &x, &index).unwrap(),
                     3 => x.clone(),
+                    4 => ops::layer_norm(&mut tape, &x, &norm, &norm, 1e-5).unwrap(),
                     _ => ops::add(&mut tape, &x, x.clone()).unwrap(),
                 };
                 sum = ops::add(&mut tape, &sum, y).unwrap();
@@ -220,10 +221,10 @@ fn a_variable_read_by_several_ops_gets_the_sum() {
             let total = functional(&mut tape, &sum, &Random::new(8).numbers(rows * 12));
             tape.backward(&total, &leaf.unwrap()).unwrap().to_f64_vec()
         };
-        let alone: Vec<Vec<f64>> = (0..5).map(|reader| run(1 << reader)).collect();
-        for readers in 1..32usize {
+        let alone: Vec<Vec<f64>> = (0..6).map(|reader| run(1 << reader)).collect();
+        for readers in 1..64usize {
             let mut want = vec![0.0; grad * 12];
-            for reader in (0..5).filter(|reader| readers >> reader & 1 == 1) {
+            for reader in (0..6).filter(|reader| readers >> reader & 1 == 1) {
                 want.iter_mut().zip(&alone[reader]).for_each(|(sum, x)| *sum += x);
             }
             close(&format!("readers {readers:b} of {grad}/{rows} rows"), &run(readers), &want, 1e-14);
