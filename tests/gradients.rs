@@ -127,8 +127,7 @@ fn forward_is_the_formula() {
                 continue;
             }
             // Operands are of about 1: where a result is much smaller, f32 has cancelled and the operands are the scale.
-            let largest = want.iter().fold(0f64, |largest, x| largest.max(x.abs()));
-            let scale = if dtype == DType::F32 { largest.max(1.0) } else { largest.max(1e-3) };
+            let scale = largest(&want).max(if dtype == DType::F32 { 1.0 } else { 1e-3 });
             close_absolute(&format!("{case:?} {dtype}"), &got.to_f64_vec(), &want, tolerance * scale);
         }
     }
@@ -259,4 +258,43 @@ fn what_an_op_saves_is_freed_by_the_backward_pass() {
             assert_eq!(device.memory().current_total(), before, "{case:?} input {which}");
         }
     }
+}
+
+#[test]
+fn scores_beyond_the_range_of_exp_stay_finite() {
+    let device = Device::cpu(Some(2)).unwrap();
+    // exp overflows at 88 in f32, and at 709 in the naive f64.
+    let large = |case: &Case| match case.op {
+        Op::Attention { dim: 6, .. } => Some(12.0),
+        Op::CrossEntropy { ref head, .. } if head.outputs == 9001 => Some(50.0),
+        _ => None,
+    };
+    let mut found = 0;
+    for case in table() {
+        let Some(factor) = large(&case) else { continue };
+        let mut inputs = case.inputs();
+        inputs
+            .iter_mut()
+            .take(2)
+            .for_each(|input| input.values.iter_mut().for_each(|x| *x = (factor * *x) as f32 as f64));
+        let values: Vec<Vec<f64>> = inputs.iter().map(|input| input.values.clone()).collect();
+        let want = naive::forward(&case, &values);
+        for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 2e-4)] {
+            let Operands { mut tape, vars, .. } = operands(&device, dtype, &inputs);
+            let got = case.apply(&mut tape, &device, dtype, &vars).into_tensor();
+            if want.is_empty() {
+                continue;
+            }
+            close_absolute(&format!("{case:?} {dtype}"), &got.to_f64_vec(), &want, tolerance * largest(&want).max(1.0));
+            for gradient in gradients(&device, dtype, &case, &inputs) {
+                assert!(gradient.iter().all(|x| x.is_finite()), "{case:?} {dtype}");
+            }
+            found += 1;
+        }
+    }
+    assert!(found >= 20, "{found} cases");
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0f64, |largest, x| largest.max(x.abs()))
 }
