@@ -56,7 +56,9 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
     with_element!(input.dtype(), E => {
         cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
     });
-    if !(q.is_tracked() || k.is_tracked()) {
+    // Operands may carry gradient in rows that no query sees.
+    let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
+    if grad_rows == 0 {
         return Ok(Var::constant(output));
     }
 
@@ -71,7 +73,6 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
         key_grad_rows: k.grad_rows(),
     };
     let (q, k, v) = (q.node(), k.node(), v.node());
-    let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
     let segments = Arc::clone(segments);
     Ok(tape.record(output, grad_rows, move |d_output, gradients| {
         let like = |rows: usize, of: &Tensor| {

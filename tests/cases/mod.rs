@@ -1,0 +1,339 @@
+//! One table of cases for all ops: plain data, so that gradients, devices and speed are checked on the same shapes.
+//!
+//! [`table`] lists them; [`Case::inputs`] and [`Case::apply`] make inputs of them and run the op. All numbers are exact
+//! in f32, so that a case computes the same function in f32 and f64.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
+
+pub mod models;
+mod table;
+
+#[allow(unused_imports, reason = "whole models have no table")]
+pub use table::table;
+
+use softprompt::device::Kind;
+use softprompt::layout::{Layout, Segment, Segments, Sequence};
+use softprompt::ops::{self, Activation, Pairing, Positions, attention::Heads, rope::Rotation};
+use softprompt::tape::{Tape, Var};
+use softprompt::weights::{Format, Matrix, Orientation, StoredTensor};
+use softprompt::{DType, Device, Tensor};
+use std::ops::Range;
+use std::sync::Arc;
+
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub op: Op,
+    pub seed: u64,
+}
+
+/// An op with its shapes. `grad` is the number of leading rows that carry gradient.
+#[derive(Debug, Clone)]
+pub enum Op {
+    Linear { rows: usize, grad: usize, weight: Weight, bias: bool },
+    Add { rows: usize, cols: usize, left: usize, right: usize },
+    RmsNorm { rows: usize, cols: usize, grad: usize },
+    LayerNorm { rows: usize, cols: usize, grad: usize },
+    Rope { rows: usize, heads: usize, dim: usize, grad: usize, pairing: Pairing },
+    Attention { heads: (usize, usize), dim: usize, mask: Mask, query_grad: usize, key_grad: usize },
+    Activation { rows: usize, cols: usize, grad: usize, function: Activation },
+    Gated { rows: usize, cols: usize, grad: usize, function: Activation },
+    Embedding { prompt: usize, ids: usize, table: Weight, positions: bool },
+    Rows { rows: usize, cols: usize, grad: usize, index: Vec<usize> },
+    CrossEntropy { rows: usize, grad: usize, head: Weight },
+}
+
+/// A stored matrix, restricted to some of its outputs.
+#[derive(Debug, Clone)]
+pub struct Weight {
+    pub outputs: usize,
+    pub inputs: usize,
+    pub orientation: Orientation,
+    pub format: Format,
+    pub part: Option<Range<usize>>,
+}
+
+/// Who sees whom.
+#[derive(Debug, Clone)]
+pub enum Mask {
+    /// A causal layout: prompts, then (prompt, tokens, first label) for each example; trimmed to scored rows or not.
+    Causal { prompts: Vec<usize>, examples: Vec<(usize, usize, usize)>, trimmed: bool },
+    /// An input of this many rows behind a prompt, and continuations of it: the context is two spans.
+    Continued { prompt: usize, input: usize, options: Vec<usize>, trimmed: bool },
+    /// Everyone sees the example's copy of the prompt and all of the example; no causality.
+    Full { prompt: usize, examples: Vec<usize> },
+    /// A query segment whose context is three spans, not in order, and nothing of its own.
+    Scattered { queries: usize, keys: usize },
+}
+
+impl Mask {
+    pub fn segments(&self) -> Segments {
+        match self {
+            Self::Causal { prompts, examples, trimmed } => {
+                let ids = vec![0u32; examples.iter().map(|e| e.1).max().unwrap_or(0)];
+                let sequences: Vec<_> =
+                    examples.iter().map(|&(p, tokens, label)| Sequence::example(p, &ids[..tokens], label)).collect();
+                pick(Layout::causal(prompts, &sequences).unwrap(), *trimmed)
+            }
+            Self::Continued { prompt, input, options, trimmed } => {
+                let ids = vec![0u32; 400];
+                let mut sequences = vec![Sequence { keep_last: true, ..Sequence::example(0, &ids[..*input], *input) }];
+                let option = |&tokens| Sequence { parent: Some(0), ..Sequence::example(0, &ids[..tokens], 0) };
+                sequences.extend(options.iter().map(option));
+                pick(Layout::causal(&[*prompt], &sequences).unwrap(), *trimmed)
+            }
+            Self::Full { prompt, examples } => full(*prompt, examples),
+            Self::Scattered { queries, keys } => {
+                let (a, b) = (keys / 4, keys / 2);
+                let context = vec![b..*keys, 0..a, a..b];
+                let segment = Segment { queries: 0..*queries, context, own: 0..0 };
+                Segments::new(vec![segment], vec![0; *queries], *keys).unwrap()
+            }
+        }
+    }
+}
+
+fn pick(layout: Layout, trimmed: bool) -> Segments {
+    if trimmed { layout.scored } else { layout.all }
+}
+
+fn full(prompt: usize, examples: &[usize]) -> Segments {
+    let (mut segments, mut visible) = (Vec::new(), Vec::new());
+    let copies = prompt * examples.len();
+    let rows_of = |b: usize| {
+        let start = copies + examples[..b].iter().sum::<usize>();
+        start..start + examples[b]
+    };
+    let prompt_of = |b: usize| b * prompt..(b + 1) * prompt;
+    for b in 0..examples.len() {
+        segments.push(Segment { queries: prompt_of(b), context: vec![rows_of(b)], own: prompt_of(b) });
+        visible.extend(std::iter::repeat_n(prompt, prompt));
+    }
+    for (b, &rows) in examples.iter().enumerate() {
+        segments.push(Segment { queries: rows_of(b), context: vec![prompt_of(b)], own: rows_of(b) });
+        visible.extend(std::iter::repeat_n(rows, rows));
+    }
+    let keys = visible.len();
+    Segments::new(segments, visible, keys).unwrap()
+}
+
+/// A stream of numbers from a seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.bits() % limit as u64) as usize
+    }
+
+    /// In (−1, 1), exact in f32.
+    pub fn number(&mut self) -> f64 {
+        ((self.bits() >> 41) as f64 + 0.5) / (1u64 << 22) as f64 - 1.0
+    }
+
+    pub fn numbers(&mut self, count: usize) -> Vec<f64> {
+        (0..count).map(|_| self.number()).collect()
+    }
+}
+
+/// An operand that may carry gradient.
+#[derive(Debug, Clone)]
+pub struct Input {
+    pub rows: usize,
+    pub cols: usize,
+    pub grad: usize,
+    pub values: Vec<f64>,
+}
+
+impl Weight {
+    pub fn stored(&self, seed: u64) -> StoredTensor {
+        let shape = match self.orientation {
+            Orientation::RowPerOutput => [self.outputs, self.inputs],
+            Orientation::RowPerInput => [self.inputs, self.outputs],
+        };
+        let (count, mut random) = (self.outputs * self.inputs, Random::new(seed ^ 77));
+        match self.format {
+            Format::F64 => StoredTensor::from_values("w", &shape, random.numbers(count)).unwrap(),
+            Format::F32 => {
+                let values: Vec<f32> = random.numbers(count).into_iter().map(|x| x as f32).collect();
+                StoredTensor::from_values("w", &shape, values).unwrap()
+            }
+            format => {
+                let mut bytes = Vec::with_capacity(format.bytes(count).unwrap());
+                for _ in 0..count / format.block_len() {
+                    bytes.extend(block(format, &mut random));
+                }
+                StoredTensor::from_bytes("w", &shape, format, bytes).unwrap()
+            }
+        }
+    }
+
+    pub fn matrix(&self, seed: u64) -> Arc<Matrix> {
+        let whole = Matrix::new(self.stored(seed), self.orientation).unwrap();
+        Arc::new(self.part.clone().map_or(whole.clone(), |part| whole.outputs(part).unwrap()))
+    }
+
+    pub fn out_features(&self) -> usize {
+        self.part.as_ref().map_or(self.outputs, Range::len)
+    }
+}
+
+/// A block with sensible scales and random integers.
+fn block(format: Format, random: &mut Random) -> Vec<u8> {
+    let mut block: Vec<u8> = (0..format.block_bytes()).map(|_| random.bits() as u8).collect();
+    let mut scale = |at: usize, x: f32| {
+        let x = x * (1.5 + random.number() as f32);
+        block[at..at + 2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes());
+    };
+    match format {
+        Format::F16 => block = half::f16::from_f64(random.number()).to_le_bytes().to_vec(),
+        Format::BF16 => block = half::bf16::from_f64(random.number()).to_le_bytes().to_vec(),
+        Format::Q8_0 => scale(0, 0.005),
+        Format::Q4_0 | Format::Q5_0 => scale(0, 0.05),
+        Format::Q4_1 | Format::Q5_1 => {
+            scale(0, 0.05);
+            scale(2, -0.4);
+        }
+        Format::Q4K => {
+            scale(0, 0.001);
+            scale(2, 0.004);
+        }
+        Format::Q6K => scale(208, 2e-4),
+        Format::F32 | Format::F64 => unreachable!("made of values"),
+    }
+    block
+}
+
+pub fn tensor(device: &Device, dtype: DType, rows: usize, cols: usize, values: &[f64]) -> Tensor {
+    Tensor::from_f64(device, rows, cols, dtype, values, Kind::Workspace).unwrap()
+}
+
+impl Case {
+    /// A parameter of the op that is not an operand, as a row: the norm's weight, the bias.
+    pub fn parameter(&self, which: u64, count: usize) -> Vec<f64> {
+        Random::new(self.seed ^ (1000 + which)).numbers(count)
+    }
+
+    /// Indices below `limit`.
+    pub fn indices(&self, which: u64, count: usize, limit: usize) -> Vec<usize> {
+        let mut random = Random::new(self.seed ^ (2000 + which));
+        (0..count).map(|_| random.below(limit)).collect()
+    }
+
+    pub fn labels(&self, count: usize, vocabulary: usize) -> Vec<u32> {
+        let mut labels: Vec<u32> = self.indices(1, count, vocabulary).into_iter().map(|id| id as u32).collect();
+        // The ends of the vocabulary are where chunks go wrong.
+        if let Some(last) = labels.last_mut() {
+            *last = vocabulary as u32 - 1;
+        }
+        if let Some(first) = labels.first_mut() {
+            *first = 0;
+        }
+        labels
+    }
+
+    /// How much each row counts; some of them nothing.
+    pub fn scales(&self, count: usize) -> Vec<f64> {
+        let mut scales = Random::new(self.seed ^ 5).numbers(count);
+        scales.iter_mut().skip(1).step_by(5).for_each(|scale| *scale = 0.0);
+        scales
+    }
+
+    pub fn inputs(&self) -> Vec<Input> {
+        let mut random = Random::new(self.seed);
+        let mut input = |rows: usize, cols: usize, grad: usize| {
+            assert!(grad <= rows, "{self:?}");
+            Input { rows, cols, grad, values: random.numbers(rows * cols) }
+        };
+        // Kinks and flat parts of activations: numbers away from 0, some of them large.
+        let spread = |mut input: Input| {
+            input.values.iter_mut().for_each(|x| *x = (4.0 * *x + x.signum() * 0.0625) as f32 as f64);
+            input
+        };
+        match &self.op {
+            Op::Linear { rows, grad, weight, .. } => vec![input(*rows, weight.inputs, *grad)],
+            Op::Add { rows, cols, left, right } => vec![input(*rows, *cols, *left), input(*rows, *cols, *right)],
+            Op::RmsNorm { rows, cols, grad } | Op::LayerNorm { rows, cols, grad } => vec![input(*rows, *cols, *grad)],
+            Op::Rope { rows, heads, dim, grad, .. } => vec![input(*rows, heads * dim, *grad)],
+            Op::Attention { heads, dim, mask, query_grad, key_grad } => {
+                let segments = mask.segments();
+                let keys = segments.key_rows();
+                vec![
+                    input(segments.query_rows(), heads.0 * dim, (*query_grad).min(segments.query_rows())),
+                    input(keys, heads.1 * dim, (*key_grad).min(keys)),
+                    input(keys, heads.1 * dim, (*key_grad).min(keys)),
+                ]
+            }
+            Op::Activation { rows, cols, grad, .. } => vec![spread(input(*rows, *cols, *grad))],
+            Op::Gated { rows, cols, grad, .. } => {
+                vec![spread(input(*rows, *cols, *grad)), input(*rows, *cols, *grad)]
+            }
+            Op::Embedding { prompt, table, .. } => vec![input(*prompt, table.inputs, *prompt)],
+            Op::Rows { rows, cols, grad, .. } => vec![input(*rows, *cols, *grad)],
+            Op::CrossEntropy { rows, grad, head } => vec![input(*rows, head.inputs, *grad)],
+        }
+    }
+
+    /// Runs the op. The loss's output is the row of `nll · scale` sums: `[1, 1]`.
+    pub fn apply(&self, tape: &mut Tape, device: &Device, dtype: DType, x: &[Var]) -> Var {
+        let row = |values: Vec<f64>| tensor(device, dtype, 1, values.len(), &values);
+        match &self.op {
+            Op::Linear { weight, bias, .. } => {
+                let bias = bias.then(|| row(self.parameter(0, weight.out_features())));
+                ops::linear(tape, &x[0], &weight.matrix(self.seed), bias.as_ref()).unwrap()
+            }
+            Op::Add { .. } => ops::add(tape, &x[0], x[1].clone()).unwrap(),
+            Op::RmsNorm { cols, .. } => ops::rms_norm(tape, &x[0], &row(self.parameter(0, *cols)), EPSILON).unwrap(),
+            Op::LayerNorm { cols, .. } => {
+                let (weight, bias) = (row(self.parameter(0, *cols)), row(self.parameter(1, *cols)));
+                ops::layer_norm(tape, &x[0], &weight, &bias, EPSILON).unwrap()
+            }
+            Op::Rope { rows, dim, pairing, .. } => {
+                let angles = self.angles(dim / 2);
+                let table = |f: fn(f64) -> f64| {
+                    let values: Vec<f64> = angles.iter().map(|&angle| f(angle)).collect();
+                    tensor(device, dtype, POSITIONS, dim / 2, &values)
+                };
+                let rotation = Arc::new(Rotation { pairing: *pairing, cos: table(f64::cos), sin: table(f64::sin) });
+                ops::rope(tape, x[0].clone(), &rotation, &self.indices(0, *rows, POSITIONS).into()).unwrap()
+            }
+            Op::Attention { heads, dim, mask, .. } => {
+                let heads = Heads { queries: heads.0, keys: heads.1, dim: *dim, scale: SCALE };
+                ops::attention(tape, &x[0], &x[1], &x[2], heads, &Arc::new(mask.segments())).unwrap()
+            }
+            Op::Activation { function, .. } => ops::activation(tape, &x[0], *function).unwrap(),
+            Op::Gated { function, .. } => ops::gated(tape, &x[0], &x[1], *function).unwrap(),
+            Op::Embedding { prompt, ids, table, positions } => {
+                let ids: Vec<u32> = self.indices(0, *ids, table.outputs).into_iter().map(|id| id as u32).collect();
+                let of_row = self.indices(1, prompt + ids.len(), table.outputs);
+                let position_table = table.matrix(self.seed ^ 9);
+                let positions = positions.then_some(Positions { table: &position_table, of_row: &of_row });
+                ops::embedding(tape, &x[0], &table.matrix(self.seed), &ids, positions).unwrap()
+            }
+            Op::Rows { index, .. } => ops::rows(tape, &x[0], &index.as_slice().into()).unwrap(),
+            Op::CrossEntropy { rows, head, .. } => {
+                let (labels, scales) = (self.labels(*rows, head.outputs), self.scales(*rows));
+                ops::cross_entropy(tape, &x[0], &head.matrix(self.seed), &labels, &scales).unwrap().loss
+            }
+        }
+    }
+
+    /// Angles of each position and pair.
+    pub fn angles(&self, pairs: usize) -> Vec<f64> {
+        Random::new(self.seed ^ 3).numbers(POSITIONS * pairs).into_iter().map(|x| 3.0 * x).collect()
+    }
+}
+
+pub const EPSILON: f64 = 1e-5;
+pub const POSITIONS: usize = 40;
+/// Not 1/√dim, so that a scale that is forgotten or applied twice shows.
+pub const SCALE: f64 = 0.75;
