@@ -4,6 +4,7 @@
 
 use divan::Bencher;
 use softprompt::device::Kind;
+use softprompt::indices::Indices;
 use softprompt::layout::{Layout, Sequence};
 use softprompt::ops::{self, Activation, Pairing, attention::Heads, rope::Rotation};
 use softprompt::tape::{Tape, Var};

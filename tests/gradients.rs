@@ -7,6 +7,7 @@ mod naive;
 use cases::{Case, Input, Op, Random, table, tensor};
 use common::{close, close_absolute};
 use softprompt::device::Kind;
+use softprompt::indices::Indices;
 use softprompt::ops;
 use softprompt::tape::{Tape, Var};
 use softprompt::weights::{Matrix, Orientation, StoredTensor};
