@@ -11,7 +11,7 @@
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
-#define DEVICE static __device__ __forceinline__
+#define DEVICE __device__ __forceinline__
 
 // Defines a kernel that Rust finds under `name`; `threads` is the largest block it may be launched with.
 #define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
@@ -21,8 +21,8 @@ DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 DEVICE float to_float(f16 x) { return __half2float(x); }
 
 template <typename T> DEVICE T from_float(float x);
-template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <> DEVICE float from_float<float>(float x) { return x; }
+template <> DEVICE bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
 // The two bf16 that lie in a 32-bit word, the one at the lower address first, and back.
 DEVICE float2 unpack_bf16(uint32_t word) {
