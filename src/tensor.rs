@@ -3,7 +3,7 @@
 //! Everything that flows through a model here is a matrix: the stream has a row per token, and heads lie side by side
 //! in a row. A clone shares the memory; writing to shared memory copies it first.
 
-use crate::device::{Buffer, Device, Kind, unwind};
+use crate::device::{Buffer, Device, Kind, Operand, unwind};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::values::Values;
@@ -173,16 +173,6 @@ impl Tensor {
         Arc::get_mut(&mut self.buffer).expect("the buffer is not shared")
     }
 
-    /// The address of the first element on the tensor's GPU.
-    pub(crate) fn device_address(&self) -> u64 {
-        self.buffer.device_address()
-    }
-
-    /// The address of the first element on the tensor's GPU, to be written; copied first if the memory is shared.
-    pub(crate) fn device_address_mut(&mut self) -> u64 {
-        self.buffer_mut().device_address()
-    }
-
     /// Whether no other tensor shares the memory.
     pub fn is_unique(&self) -> bool {
         Arc::strong_count(&self.buffer) == 1
@@ -319,6 +309,24 @@ impl Tensor {
     /// Shape and type in words, for errors.
     pub fn describe(&self) -> String {
         format!("[{}, {}] {}", self.rows, self.cols, self.dtype)
+    }
+}
+
+impl Operand for Tensor {
+    fn address(&self) -> u64 {
+        self.buffer.device_address()
+    }
+
+    fn address_mut(&mut self) -> u64 {
+        self.buffer_mut().device_address()
+    }
+
+    fn elements(&self) -> usize {
+        self.len()
+    }
+
+    fn element_bytes(&self) -> usize {
+        self.dtype.size()
     }
 }
 

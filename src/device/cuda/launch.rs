@@ -5,7 +5,6 @@ use super::driver::error;
 use crate::device::Buffer;
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use crate::tensor::Tensor;
 use cudarc::driver::result::{self, function};
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute_enum};
 use std::ffi::{CString, c_void};
@@ -128,12 +127,24 @@ impl Grid {
     }
 }
 
+/// A matrix in a GPU's memory, as kernels are pointed to it.
+pub(crate) trait Operand {
+    /// Where its first element lies.
+    fn address(&self) -> u64;
+    /// Where its first element lies, to be written: memory that is shared is copied first.
+    fn address_mut(&mut self) -> u64;
+    /// How many elements it has.
+    fn elements(&self) -> usize;
+    /// Bytes of one.
+    fn element_bytes(&self) -> usize;
+}
+
 /// One argument of a launch. Lives as long as the borrow of the memory it points to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arg<'a> {
     value: u64,
     kind: Param,
-    memory: PhantomData<&'a Tensor>,
+    memory: PhantomData<&'a Buffer>,
 }
 
 impl<'a> Arg<'a> {
@@ -142,26 +153,26 @@ impl<'a> Arg<'a> {
     }
 
     /// The elements of a tensor, to be read: `const T*`.
-    pub(crate) fn tensor(tensor: &'a Tensor) -> Self {
-        Self::word(tensor.device_address(), Param::Word64)
+    pub(crate) fn tensor(tensor: &'a impl Operand) -> Self {
+        Self::word(tensor.address(), Param::Word64)
     }
 
     /// The elements of a tensor from element `first` on, to be read: `const T*`.
-    pub(crate) fn tensor_from(tensor: &'a Tensor, first: usize) -> Self {
-        debug_assert!(first <= tensor.len());
-        Self::word(tensor.device_address() + (first * tensor.dtype().size()) as u64, Param::Word64)
+    pub(crate) fn tensor_from(tensor: &'a impl Operand, first: usize) -> Self {
+        debug_assert!(first <= tensor.elements());
+        Self::word(tensor.address() + (first * tensor.element_bytes()) as u64, Param::Word64)
     }
 
     /// The elements of a tensor, to be written: `T*`. Memory that is shared is copied first.
-    pub(crate) fn tensor_mut(tensor: &'a mut Tensor) -> Self {
-        Self::word(tensor.device_address_mut(), Param::Word64)
+    pub(crate) fn tensor_mut(tensor: &'a mut impl Operand) -> Self {
+        Self::word(tensor.address_mut(), Param::Word64)
     }
 
     /// The elements of a tensor from element `first` on, to be written: `T*`.
-    pub(crate) fn tensor_mut_from(tensor: &'a mut Tensor, first: usize) -> Self {
-        debug_assert!(first <= tensor.len());
-        let bytes = (first * tensor.dtype().size()) as u64;
-        Self::word(tensor.device_address_mut() + bytes, Param::Word64)
+    pub(crate) fn tensor_mut_from(tensor: &'a mut impl Operand, first: usize) -> Self {
+        debug_assert!(first <= tensor.elements());
+        let bytes = (first * tensor.element_bytes()) as u64;
+        Self::word(tensor.address_mut() + bytes, Param::Word64)
     }
 
     /// A buffer's bytes, to be read: `const unsigned char*`, or whatever the kernel takes them for.

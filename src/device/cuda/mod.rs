@@ -7,7 +7,7 @@
 mod driver;
 mod launch;
 
-pub(crate) use launch::{Arg, Grid, Kernel};
+pub(crate) use launch::{Arg, Grid, Kernel, Operand};
 
 use super::memory::{Kind, Ledger, OutOfMemory};
 use super::pool::Pool;
