@@ -301,7 +301,7 @@ impl Tensor {
                 let other = other.as_slice::<E>();
                 crate::ops::simd::add_assign(self.make_mut::<E>(), other);
             }),
-            Device::Cuda(_) => return Err(crate::ops::no_kernel("add")),
+            Device::Cuda(cuda) => crate::ops::add::cuda::add_assign(&cuda, self, other)?,
         }
         Ok(())
     }

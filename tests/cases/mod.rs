@@ -327,7 +327,7 @@ impl Case {
                 let angles = self.angles(dim / 2);
                 let table = |f: fn(f64) -> f64| {
                     let values: Vec<f64> = angles.iter().map(|&angle| f(angle)).collect();
-                    tensor(device, dtype, POSITIONS, dim / 2, &values)
+                    tensor(device, dtype.accumulator(), POSITIONS, dim / 2, &values)
                 };
                 let rotation = Arc::new(Rotation { pairing: *pairing, cos: table(f64::cos), sin: table(f64::sin) });
                 ops::rope(tape, x[0].clone(), &rotation, &self.indices(0, *rows, POSITIONS).into()).unwrap()

@@ -19,6 +19,8 @@ enum Param {
     Word32,
     /// `float`.
     Float32,
+    /// `double`.
+    Float64,
 }
 
 /// A kernel that has been loaded.
@@ -46,6 +48,7 @@ fn signatures(op: &str, ptx: &'static str) -> Result<Vec<(&'static str, Vec<Para
             Some(".u64" | ".b64" | ".s64") => Ok(Param::Word64),
             Some(".u32" | ".b32" | ".s32") => Ok(Param::Word32),
             Some(".f32") => Ok(Param::Float32),
+            Some(".f64") => Ok(Param::Float64),
             other => Err(wrong(other.unwrap_or("nothing"))),
         });
         found.push((name, params.collect::<Result<Vec<_>>>()?));
@@ -119,6 +122,17 @@ impl Grid {
     /// Enough blocks of `threads` threads for `items`, one thread an item.
     pub(crate) fn cover(items: usize, threads: u32) -> Self {
         Self::new(items.div_ceil(threads as usize), threads)
+    }
+
+    /// Blocks of 256 threads for `count` elements of `dtype`, 16 bytes a thread.
+    pub(crate) fn elements(count: usize, dtype: DType) -> Self {
+        Self::cover(count.div_ceil(16 / dtype.size()), 256)
+    }
+
+    /// The grid of kernels that reduce over rows (`kernels/norm.cuh`): a warp for a row of up to 1024 elements, a block
+    /// of 256 threads for a longer one.
+    pub(crate) fn rows(rows: usize, cols: usize) -> Self {
+        Self::new(if cols <= 1024 { rows.div_ceil(8) } else { rows }, 256)
     }
 
     /// The same with `bytes` of dynamic shared memory.
@@ -209,6 +223,11 @@ impl<'a> Arg<'a> {
     /// `float`.
     pub(crate) fn float(value: f64) -> Self {
         Self::word(u64::from((value as f32).to_bits()), Param::Float32)
+    }
+
+    /// `double`.
+    pub(crate) fn double(value: f64) -> Self {
+        Self::word(value.to_bits(), Param::Float64)
     }
 }
 
