@@ -108,7 +108,8 @@ macro_rules! entry_points {
         $(#[$attribute])*
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $kind),*) -> std::ffi::c_int {
-            crate::abi::status((move || -> crate::status::Result { $body })())
+            let body = move || -> crate::status::Result { $body };
+            crate::abi::status(body())
         }
     )*};
 }

@@ -10,7 +10,7 @@ pub(crate) const TILE_COLS: usize = 4;
 /// Steps of k between which a tile is written back, so that its panels stay in cache.
 const DEPTH: usize = 256;
 /// Multiplications under which one thread is quicker.
-const SMALL: usize = 1 << 18;
+const SMALL: usize = 1 << 21;
 
 /// Packs `lines` rows of A (or columns of B) of `depth` elements: in panels of `width` lines, element by element, filled
 /// up with zeros.
@@ -47,48 +47,68 @@ pub(crate) fn product(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec
 /// Some columns of the product.
 fn columns(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        return unsafe { columns_avx2(m, k, a, b, c) };
-    }
-    columns_generic(m, k, a, b, c);
-}
-
-/// The same code with wider vectors: multiplication and addition stay apart, so the bits are the same.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn columns_avx2(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-    columns_generic(m, k, a, b, c);
-}
-
-#[inline(always)]
-fn columns_generic(m: usize, k: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+    let wide = std::arch::is_x86_feature_detected!("avx2");
     for from in (0..k).step_by(DEPTH) {
         let depth = from..k.min(from + DEPTH);
         for (b, c) in b.chunks_exact(k * TILE_COLS).zip(c.chunks_mut(m * TILE_COLS)) {
             let b = &b[depth.start * TILE_COLS..depth.end * TILE_COLS];
             for (panel, a) in a.chunks_exact(k * TILE_ROWS).enumerate() {
                 let a = &a[depth.start * TILE_ROWS..depth.end * TILE_ROWS];
-                tile(a, b, m, panel * TILE_ROWS, c);
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the processor has AVX2.
+                let sums = if wide { unsafe { tile_avx2(a, b) } } else { tile(a, b) };
+                #[cfg(not(target_arch = "x86_64"))]
+                let sums = tile(a, b);
+                for (column, sums) in c.chunks_mut(m).zip(&sums) {
+                    for (c, sum) in column[panel * TILE_ROWS..].iter_mut().zip(sums) {
+                        *c += sum;
+                    }
+                }
             }
         }
     }
 }
 
-/// Adds the product of two panels to the tile of `c` that starts at `row`.
-#[inline(always)]
-fn tile(a: &[f32], b: &[f32], m: usize, row: usize, c: &mut [f32]) {
-    let mut sums = [[0.0f32; TILE_ROWS]; TILE_COLS];
-    for (a, b) in a.chunks_exact(TILE_ROWS).zip(b.chunks_exact(TILE_COLS)) {
+/// Columns of `TILE_ROWS` elements.
+type Tile = [[f32; TILE_ROWS]; TILE_COLS];
+
+/// The product of two panels.
+fn tile(a: &[f32], b: &[f32]) -> Tile {
+    let mut sums = Tile::default();
+    for (a, b) in a.as_chunks::<TILE_ROWS>().0.iter().zip(b.as_chunks::<TILE_COLS>().0) {
         for (sums, b) in sums.iter_mut().zip(b) {
             for (sum, a) in sums.iter_mut().zip(a) {
                 *sum += a * b;
             }
         }
     }
-    for (column, sums) in c.chunks_mut(m).zip(&sums) {
-        for (c, sum) in column[row..].iter_mut().zip(sums) {
-            *c += sum;
+    sums
+}
+
+/// The same in vectors of 8, which the compiler does not find. Multiplication and addition stay apart, so the bits are
+/// the same.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn tile_avx2(a: &[f32], b: &[f32]) -> Tile {
+    use std::arch::x86_64::{
+        _mm256_add_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    };
+    let mut sums = [[_mm256_setzero_ps(); 2]; TILE_COLS];
+    for (a, b) in a.as_chunks::<TILE_ROWS>().0.iter().zip(b.as_chunks::<TILE_COLS>().0) {
+        // SAFETY: `a` has two vectors of 8.
+        let (low, high) = unsafe { (_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(a[8..].as_ptr())) };
+        for (sums, b) in sums.iter_mut().zip(b) {
+            let b = _mm256_set1_ps(*b);
+            *sums = [_mm256_add_ps(sums[0], _mm256_mul_ps(low, b)), _mm256_add_ps(sums[1], _mm256_mul_ps(high, b))];
         }
     }
+    let mut tile = Tile::default();
+    for (column, sums) in tile.iter_mut().zip(sums) {
+        // SAFETY: a column has two vectors of 8.
+        unsafe {
+            _mm256_storeu_ps(column.as_mut_ptr(), sums[0]);
+            _mm256_storeu_ps(column[8..].as_mut_ptr(), sums[1]);
+        }
+    }
+    tile
 }

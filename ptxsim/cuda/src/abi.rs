@@ -116,7 +116,8 @@ macro_rules! entry_points {
         $(#[$attribute])*
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $kind),*) -> std::ffi::c_int {
-            crate::abi::status((move || -> crate::error::Result { $body })())
+            let body = move || -> crate::error::Result { $body };
+            crate::abi::status(body())
         }
     )*};
 }

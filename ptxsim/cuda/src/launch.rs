@@ -7,7 +7,7 @@ use crate::abi::{Handle, entry_points};
 use crate::device;
 use crate::driver::in_context;
 use crate::error::{Error, Result};
-use crate::module::{Function, max_threads};
+use crate::module::Function;
 use crate::stream::submit;
 use crate::work::Work;
 use ptxsim::{Kernel, Launch};
@@ -53,7 +53,7 @@ impl Arguments {
     /// `values` has as many pointers as the kernel has parameters, each to a value of the parameter's size; `extra` ends
     /// with 0 and names a buffer of the size that it says.
     unsafe fn buffer(&self, kernel: &Kernel) -> Result<Vec<u8>> {
-        let mut buffer = vec![0; kernel.param_bytes() as usize];
+        let mut buffer = vec![0; kernel.param_bytes()];
         if buffer.is_empty() {
             return Ok(buffer);
         }
@@ -68,7 +68,7 @@ impl Arguments {
                             format!("argument {index} is a null pointer; expected the address of a value"),
                         );
                     }
-                    let (offset, size) = (parameter.offset as usize, parameter.size as usize);
+                    let (offset, size) = (parameter.offset, parameter.size);
                     // SAFETY: promised by the caller.
                     buffer[offset..offset + size].copy_from_slice(unsafe { std::slice::from_raw_parts(value, size) });
                 }
@@ -112,8 +112,8 @@ impl Arguments {
             at = unsafe { at.add(2) };
         }
         match (address, size) {
-            // SAFETY: promised by the caller.
             (Some(address), Some(size)) if address != 0 => {
+                // SAFETY: promised by the caller.
                 Ok(unsafe { std::slice::from_raw_parts(address as *const u8, size) })
             }
             _ => Err(Error::INVALID_VALUE),
@@ -135,7 +135,7 @@ fn check(function: &Function, kernel: &Kernel, launch: &Launch) -> Result {
         return refuse(kernel, format!("grid {grid:?}; expected 1 to {:?} blocks", device::MAX_GRID));
     }
     let threads = block.iter().map(|extent| u64::from(*extent)).product::<u64>();
-    let limit = max_threads(kernel);
+    let limit = kernel.max_threads();
     if !within(block, device::MAX_BLOCK) || threads > u64::from(limit) {
         let most = device::MAX_BLOCK;
         return refuse(kernel, format!("block {block:?}; expected 1 to {most:?} threads, and at most {limit} in all"));

@@ -210,7 +210,7 @@ fn submit_synchronous(work: Work) -> Result {
 
 /// A fill with an element of 1, 2 or 4 bytes, to which the address must be aligned.
 fn fill(address: u64, pattern: &[u8], count: usize) -> Result<Work> {
-    if address % pattern.len() as u64 != 0 {
+    if !address.is_multiple_of(pattern.len() as u64) {
         return Err(Error::INVALID_VALUE);
     }
     Ok(Work::Fill { address, pattern: pattern.to_vec(), count })
@@ -409,7 +409,7 @@ entry_points! {
     }
 
     /// Between contexts, of which there is one.
-    fn cuMemcpyPeerAsync(to: u64, _to: Handle, from: u64, _from: Handle, bytes: usize, stream: Handle) {
+    fn cuMemcpyPeerAsync(to: u64, _to_context: Handle, from: u64, _from_context: Handle, bytes: usize, stream: Handle) {
         submit(stream, Work::OnDevice { to, from, bytes })
     }
 

@@ -57,7 +57,7 @@ impl Function {
     fn attribute(&self, attribute: c_int) -> Result<c_int> {
         let kernel = self.kernel()?;
         Ok(match attribute {
-            0 => max_threads(kernel) as c_int,
+            0 => kernel.max_threads() as c_int,
             1 => kernel.static_shared() as c_int,
             // Constant and local memory; registers, which PTX does not know.
             2..=4 => 0,
@@ -91,7 +91,7 @@ impl Function {
         if threads == 0 {
             return Err(Error::INVALID_VALUE);
         }
-        if threads > max_threads(kernel) || dynamic_shared > self.max_dynamic_shared() as usize {
+        if threads > kernel.max_threads() || dynamic_shared > self.max_dynamic_shared() as usize {
             return Ok(0);
         }
         let warps = threads.div_ceil(device::WARP_SIZE);
@@ -100,11 +100,6 @@ impl Function {
         let by_shared = device::SHARED_PER_MULTIPROCESSOR / shared;
         Ok(by_threads.min(by_shared).min(device::MAX_BLOCKS_PER_MULTIPROCESSOR))
     }
-}
-
-/// The most threads a block of this kernel can have.
-pub(crate) fn max_threads(_kernel: &Kernel) -> u32 {
-    device::MAX_THREADS_PER_BLOCK
 }
 
 /// A refused module: the code, and what the compiler's log says.
@@ -287,6 +282,15 @@ entry_points! {
         count.set(module.module.kernels().count() as c_uint)
     }
 
+    /// Where a `__device__` or `__constant__` variable is, and its size.
+    fn cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, module: Handle, name: Name) {
+        let module = initialised()?.state().modules.get(module)?.clone();
+        let found = module.module.global(name.text()?).ok_or(Error::NOT_FOUND)?;
+        address.set_if_wanted(found.0);
+        bytes.set_if_wanted(found.1);
+        Ok(())
+    }
+
     /// An attribute of a function.
     fn cuFuncGetAttribute(value: Out<c_int>, attribute: c_int, handle: Handle) {
         value.set(function(handle)?.attribute(attribute)?)
@@ -306,8 +310,8 @@ entry_points! {
     fn cuFuncGetParamInfo(handle: Handle, index: usize, offset: Out<usize>, size: Out<usize>) {
         let function = function(handle)?;
         let parameter = function.kernel()?.params().get(index).ok_or(Error::INVALID_VALUE)?;
-        offset.set(parameter.offset as usize)?;
-        size.set_if_wanted(parameter.size as usize);
+        offset.set(parameter.offset)?;
+        size.set_if_wanted(parameter.size);
         Ok(())
     }
 
