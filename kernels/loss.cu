@@ -6,8 +6,8 @@
 // For each chunk of tokens: a matrix product writes the logits [rows, tokens], loss_chunk turns them into
 // exp(l − max) under the running maximum of the row, another product adds exp(l − max) W to the gradient's sums
 // [rows, width]. Where a chunk raises the maximum, loss_chunk also scales what was summed under the old one. At the end
-// loss_finish makes the gradient of the sums, and loss_nll the negative log-likelihoods. No logit is computed twice, and
-// one chunk of them is held.
+// loss_finish makes the gradient of the sums, and loss_nll the negative log-likelihoods and the loss. No logit is computed
+// twice, and one chunk of them is held.
 //
 // The exponentials take the logits' place: in f32 as they lie, in bf16 in the first half of the row, so that the
 // leading dimension doubles. Sums over the vocabulary are f64, each in one order.
@@ -15,12 +15,13 @@
 // Bytes of loss_chunk, a row: tokens · (4 + 4 + size of T), of which the second reading comes from cache, and
 // width · 8 where the maximum rises; about 20 instructions a logit. loss_finish: width · (4 + 2 · size of T) a row.
 //
-//   kernel           grid               threads  shared    registers  blocks an SM, sm_80 and sm_90
-//   loss_chunk_*     rows               256      96 bytes  ≤ 40       6
-//   loss_pick        ⌈count / 256⌉      256      0         ≤ 32       8
-//   loss_finish_*    rows               256      0         ≤ 32       8
-//   loss_nll         ⌈count / 256⌉      256      0         ≤ 32       8
-//   loss_scale_*     ⌈elements / 256⌉   256      0         ≤ 32       8
+//   kernel              grid               threads  shared    registers  blocks an SM, sm_80 and sm_90
+//   loss_chunk_*        rows               256      96 bytes  ≤ 40       6
+//   loss_pick           ⌈count / 256⌉      256      0         ≤ 32       8
+//   loss_label_rows_*   rows               256      0         ≤ 32       8
+//   loss_finish_*       rows               256      0         ≤ 32       8
+//   loss_nll            1                  256      64 bytes  ≤ 32       8
+//   loss_scale_*        ⌈elements / 256⌉   256      0         ≤ 32       8
 
 #include "reduce.cuh"
 
@@ -155,6 +156,32 @@ KERNEL(loss_pick, THREADS)(float* picked, const float* __restrict__ logits, cons
   if (token >= 0 && token < tokens) picked[i] = logits[static_cast<long long>(rows[i]) * ld + token];
 }
 
+// target[i] = the row of `panel`, which holds the head's rows from `start`, of row i's label, if it is one of them. For
+// heads that are widened chunk by chunk. One row a block.
+template <typename T>
+DEVICE void label_rows(T* target, const T* panel, const int* labels, int start, int tokens, int width) {
+  const int row = blockIdx.x, token = labels[row] - start;
+  if (token < 0 || token >= tokens) return;
+  target += static_cast<long long>(row) * width;
+  panel += static_cast<long long>(token) * width;
+  if (rows_are_aligned<T>(width)) {
+    for (int i = threadIdx.x * WIDTH<T>; i < width; i += THREADS * WIDTH<T>) {
+      *reinterpret_cast<uint4*>(target + i) = *reinterpret_cast<const uint4*>(panel + i);
+    }
+  } else {
+    for (int i = threadIdx.x; i < width; i += THREADS) target[i] = panel[i];
+  }
+}
+
+KERNEL(loss_label_rows_f32, THREADS)(float* __restrict__ target, const float* __restrict__ panel,
+                                     const int* __restrict__ labels, int start, int tokens, int width) {
+  label_rows(target, panel, labels, start, tokens, width);
+}
+KERNEL(loss_label_rows_bf16, THREADS)(bf16* __restrict__ target, const bf16* __restrict__ panel,
+                                      const int* __restrict__ labels, int start, int tokens, int width) {
+  label_rows(target, panel, labels, start, tokens, width);
+}
+
 // gradient = scale · (sums / total − W_label), one row a block. Row i's label is row rows[i] of `head`, whose rows are
 // `ld` apart; with `rows` null it is row i. `gradient` may be `sums`.
 template <typename T>
@@ -198,14 +225,22 @@ KERNEL(loss_finish_bf16, THREADS)(bf16* gradient, const float* sums, const Runni
   finish<bf16>(gradient, sums, running, head, rows, scales, width, ld);
 }
 
-// nll[i] = ln total + max − picked[i], of row rows[i], or of row i where `rows` is null. In f64: a confident row's
-// total is 1 + a little, which f32 would lose. A thread has a pair.
-KERNEL(loss_nll, THREADS)(float* nll, const Running* __restrict__ running, const float* __restrict__ picked,
-                          const int* __restrict__ rows, int count) {
-  const long long i = global_thread();
-  if (i >= count) return;
-  const Running of = running[rows == nullptr ? i : rows[i]];
-  nll[i] = static_cast<float>(log(of.total) + (static_cast<double>(of.max) - static_cast<double>(picked[i])));
+// nll[i] = ln total + max − picked[i], of row rows[i], or of row i where `rows` is null, and loss = Σ scales[i] nll[i]
+// unless `loss` is null. In f64: a confident row's total is 1 + a little, which f32 would lose. One block, for its sum.
+KERNEL(loss_nll, THREADS)(float* nll, float* loss, const Running* __restrict__ running,
+                          const float* __restrict__ picked, const int* __restrict__ rows,
+                          const float* __restrict__ scales, int count) {
+  __shared__ double for_sum[THREADS / 32];
+  double sum = 0.0;
+  for (int i = threadIdx.x; i < count; i += THREADS) {
+    const Running of = running[rows == nullptr ? i : rows[i]];
+    const double value = log(of.total) + (static_cast<double>(of.max) - static_cast<double>(picked[i]));
+    nll[i] = static_cast<float>(value);
+    if (loss != nullptr) sum += static_cast<double>(scales[i]) * value;
+  }
+  if (loss == nullptr) return;
+  sum = block_sum(sum, for_sum);
+  if (threadIdx.x == 0) *loss = static_cast<float>(sum);
 }
 
 // gradient *= factor[0], the gradient of the loss, which the host need not know. A thread has an element.
