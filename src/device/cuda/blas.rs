@@ -7,8 +7,6 @@
 //!
 //! An algorithm is chosen once for a shape and kept with its descriptors, so the bits of a shape do not change during a
 //! run. Partial sums are only ever added in f32, and f32 products never use TF32.
-#![allow(unsafe_code, reason = "calls into libcublasLt")]
-
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use cudarc::cublaslt::{result, sys};
@@ -114,7 +112,7 @@ impl Blas {
     ///
     /// # Errors
     /// [`Error::Device`] if it is there but cannot be used.
-    pub(crate) fn load() -> Result<Option<Self>> {
+    pub(super) fn load() -> Result<Option<Self>> {
         // SAFETY: opening libcublasLt runs its initialisers, as linking to it would.
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);
@@ -130,10 +128,11 @@ impl Blas {
         Ok(Some(Self { handle, plans: Mutex::default() }))
     }
 
-    /// The library's version: 120804 is 12.8.4.
-    pub(crate) fn version() -> usize {
-        // SAFETY: only called of a loaded library, whose symbols have been found.
-        unsafe { sys::cublasLtGetVersion() }
+    /// The library's version, as in 12.8.4.
+    pub(super) fn version(&self) -> String {
+        // SAFETY: the library is loaded and has the symbol.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
     }
 
     /// `y = alpha · op(x) op(w) + bias + beta · y`, on `stream`; `false`, and nothing done, if the library has no
@@ -158,11 +157,14 @@ impl Blas {
         if operation.k == 0 || (operation.bias && operation.input != operation.output) {
             return Ok(false); // the library takes no empty sum, and takes the bias to be of y's type
         }
-        let alignment: [u32; 3] = [pointers.w, pointers.x, pointers.y].map(|pointer| 1 << pointer.trailing_zeros().min(8));
+        let alignment: [u32; 3] =
+            [pointers.w, pointers.x, pointers.y].map(|pointer| 1 << pointer.trailing_zeros().min(8));
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry((*operation, alignment)) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => new.insert(Plan::choose(self.handle, operation, alignment)?),
+            std::collections::hash_map::Entry::Vacant(new) => {
+                new.insert(Plan::choose(self.handle, operation, alignment)?)
+            }
         };
         let Some(plan) = plan else { return Ok(false) };
         if operation.bias {
@@ -211,11 +213,9 @@ impl Plan {
         use sys::cublasLtMatmulDescAttributes_t as Desc;
         use sys::cublasLtMatmulPreferenceAttributes_t as Pref;
         let Operation { layout, m, n, k, ldy, ldx, ldw, input, output, bias } = *operation;
-        let description = result::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType_t::CUDA_R_32F,
-        )
-        .map_err(|error| failed("a product's description", error))?;
+        let description =
+            result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F)
+                .map_err(|error| failed("a product's description", error))?;
         // Column-major, so rows and columns change places.
         let (w_shape, w_transposed) = if layout == Layout::Nt { ((k, n), true) } else { ((n, k), false) };
         let (x_shape, x_transposed) = if layout == Layout::Tn { ((m, k), true) } else { ((k, m), false) };
@@ -228,8 +228,16 @@ impl Plan {
             algorithm: unsafe { std::mem::zeroed() },
             workspace: 0,
         };
-        describe(description, Desc::CUBLASLT_MATMUL_DESC_TRANSA, &i32::from(w_transposed) /* cublasOperation_t */)?;
-        describe(description, Desc::CUBLASLT_MATMUL_DESC_TRANSB, &i32::from(x_transposed) /* cublasOperation_t */)?;
+        describe(
+            description,
+            Desc::CUBLASLT_MATMUL_DESC_TRANSA,
+            &i32::from(w_transposed), /* cublasOperation_t */
+        )?;
+        describe(
+            description,
+            Desc::CUBLASLT_MATMUL_DESC_TRANSB,
+            &i32::from(x_transposed), /* cublasOperation_t */
+        )?;
         if bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             describe(description, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
@@ -284,8 +292,10 @@ impl Preference {
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<()> {
         // SAFETY: the preference lives, and the value is as large as is said.
-        unsafe { result::set_matmul_pref_attribute(self.0, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
-            .map_err(|error| failed(&format!("{attribute:?}"), error))
+        unsafe {
+            result::set_matmul_pref_attribute(self.0, attribute, std::ptr::from_ref(value).cast(), size_of::<T>())
+        }
+        .map_err(|error| failed(&format!("{attribute:?}"), error))
     }
 }
 
@@ -317,6 +327,12 @@ fn describe<T>(
         result::set_matmul_desc_attribute(description, attribute, std::ptr::from_ref(value).cast(), size_of::<T>())
     }
     .map_err(|error| failed(&format!("{attribute:?}"), error))
+}
+
+/// The library is asked for, and the machine has none.
+pub(super) fn missing() -> Error {
+    Error::device(Place::item("cublasLt"), "CUDA's libcublasLt", "no such library on this machine")
+        .hint("install CUDA's runtime libraries, or set SOFTPROMPT_MATMUL=own")
 }
 
 fn failed(what: &str, error: result::CublasError) -> Error {

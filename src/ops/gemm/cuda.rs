@@ -1,5 +1,4 @@
 //! Matrix products on a GPU: through cuBLASLt where it is used and knows an algorithm, else by `kernels/matmul.cu`.
-#![allow(unsafe_code, reason = "launches kernels")]
 
 use super::Product;
 use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind, Layout, Operation, Pointers};
@@ -242,12 +241,12 @@ pub(crate) fn widen(
     let kernel = cuda.kernel("dequantise", &format!("dequantise_{}", format.name().to_lowercase()), dtype)?;
     // Whole rows lie one behind another: one long row.
     let args = [
-        Arg::buffer(stored),            // const uint8_t* stored
-        Arg::tensor_mut(&mut widened),  // T* y
-        Arg::long(rows.start * cols),   // long long first
-        Arg::long(elements),            // long long stride
-        Arg::long(elements),            // long long cols
-        Arg::long(stored.len()),        // long long bytes
+        Arg::buffer(stored),           // const uint8_t* stored
+        Arg::tensor_mut(&mut widened), // T* y
+        Arg::long(rows.start * cols),  // long long first
+        Arg::long(elements),           // long long stride
+        Arg::long(elements),           // long long cols
+        Arg::long(stored.len()),       // long long bytes
     ];
     // SAFETY: `stored` holds whole rows of `cols` elements in `format`, at least `rows.end` of them; `widened` has room
     // for what is decoded.

@@ -1,6 +1,7 @@
 //! Matrix products, for the ops that are made of them.
 
 mod cpu;
+#[allow(unsafe_code, reason = "launches kernels")]
 pub(crate) mod cuda;
 
 pub(crate) use cpu::{frozen_product, gemm, product, view, view_mut};

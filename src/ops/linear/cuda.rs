@@ -1,5 +1,4 @@
 //! `linear` on a GPU: one product with the matrix as it is held there, or with a widened copy that lives as long.
-#![allow(unsafe_code, reason = "multiplies memory that nothing else uses")]
 
 use crate::device::CudaDevice;
 use crate::error::Result;

@@ -1,5 +1,4 @@
 //! `cross_entropy` on a GPU: `kernels/loss.cu` between two matrix products, a chunk of the vocabulary after another.
-#![allow(unsafe_code, reason = "launches kernels")]
 
 use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind};
 use crate::dtype::DType;
@@ -247,9 +246,7 @@ impl<'a> Walk<'a> {
         let exponentials = Block::within(&self.logits, self.hidden.rows(), tokens.len(), ld, dtype);
         let accumulate = if tokens.start == 0 { Accumulate::Replace } else { Accumulate::Add };
         // SAFETY: the sums are borrowed mutably, so nothing else uses their memory.
-        unsafe {
-            matmul(self.cuda, Block::whole_mut(sums), accumulate, exponentials, panel, Product::AsStored, None)
-        }
+        unsafe { matmul(self.cuda, Block::whole_mut(sums), accumulate, exponentials, panel, Product::AsStored, None) }
     }
 
     /// The gradient of the sums. The row of label `i` is row `index[i]` of `label_rows`, or row `i`.
@@ -273,12 +270,7 @@ impl<'a> Walk<'a> {
     }
 
     /// `[pairs, 1]` for the logits `picked`, of row `rows[i]` or `i`; and the loss, where each counts as `scales` says.
-    fn find_nll(
-        &self,
-        picked: &Tensor,
-        rows: Option<&Buffer>,
-        loss: Option<(&mut Tensor, &Tensor)>,
-    ) -> Result<Tensor> {
+    fn find_nll(&self, picked: &Tensor, rows: Option<&Buffer>, loss: Option<(&mut Tensor, &Tensor)>) -> Result<Tensor> {
         let count = picked.rows();
         let mut nll = Tensor::scratch(picked.device(), count, 1, DType::F32, Kind::Workspace);
         let (loss, scales) = match loss {
