@@ -6,6 +6,7 @@
 use crate::device::{Buffer, Device, Kind, unwind};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::values::Values;
 use half::bf16;
 use std::sync::Arc;
 
@@ -272,6 +273,29 @@ impl Tensor {
         let mut values = vec![E::ZERO; self.len()];
         self.buffer.download(bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
+    }
+
+    /// A matrix holding `values`, row after row, in their own type.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if there are not `rows × cols` of them.
+    pub fn from_values(device: &Device, rows: usize, cols: usize, values: &Values, kind: Kind) -> Result<Self> {
+        match values {
+            Values::F32(values) => Self::from_slice(device, rows, cols, values, kind),
+            Values::F64(values) => Self::from_slice(device, rows, cols, values, kind),
+        }
+    }
+
+    /// A copy of all elements in their own type.
+    ///
+    /// # Errors
+    /// [`Error::Op`] for bf16; [`Error::Device`] where a GPU fails.
+    pub fn to_values(&self) -> Result<Values> {
+        match self.dtype {
+            DType::F32 => Ok(Values::F32(self.to_vec()?)),
+            DType::F64 => Ok(Values::F64(self.to_vec()?)),
+            DType::BF16 => Err(Error::op("to_values", "f32 or f64", self.describe())),
+        }
     }
 
     /// `self += other`, element by element.
