@@ -1,6 +1,6 @@
 //! `cross_entropy` on a GPU: `kernels/loss.cu` between two matrix products, a chunk of the vocabulary after another.
 
-use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind};
+use crate::device::{Arg, Buffer, CudaDevice, Grid, Kind};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::indices;
