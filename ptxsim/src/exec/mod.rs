@@ -7,5 +7,8 @@ mod float64;
 mod integer;
 pub(crate) mod lanes;
 pub(crate) mod matrix;
+pub(crate) mod access;
+pub(crate) mod copy;
 pub(crate) mod memory;
+pub(crate) mod tile;
 pub(crate) mod warp;
