@@ -14,8 +14,11 @@
 typedef bf16 element_bf16;
 typedef float element_f32;
 
-#define FORWARD(TYPE, D, ...)                                                                                         \
-  KERNEL(attention_forward_d##D##_##TYPE, THREADS)                                                                    \
+// A kernel of which at least `blocks` fit on a multiprocessor, by registers.
+#define TILED(name, blocks) extern "C" __global__ void __launch_bounds__(THREADS, blocks) name
+
+#define FORWARD(TYPE, D, BLOCKS, ...)                                                                                 \
+  TILED(attention_forward_d##D##_##TYPE, BLOCKS)                                                                      \
   (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
    element_##TYPE* __restrict__ o, float* __restrict__ lse, const QueryTile* __restrict__ tiles,                      \
    const Span* __restrict__ spans, const int* __restrict__ limits, const float* __restrict__ bias,                    \
@@ -27,8 +30,8 @@ typedef float element_f32;
   }
 
 // Makes the first `query_rows` rows of dq.
-#define BACKWARD_QUERIES(TYPE, D, ...)                                                                                \
-  KERNEL(attention_backward_queries_d##D##_##TYPE, THREADS)                                                           \
+#define BACKWARD_QUERIES(TYPE, D, BLOCKS, ...)                                                                        \
+  TILED(attention_backward_queries_d##D##_##TYPE, BLOCKS)                                                             \
   (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
    const element_##TYPE* __restrict__ d_o, const float* __restrict__ lse, const float* __restrict__ delta,            \
    element_##TYPE* __restrict__ dq, const QueryTile* __restrict__ tiles, const Span* __restrict__ spans,              \
@@ -41,8 +44,8 @@ typedef float element_f32;
   }
 
 // Makes the rows of dk and dv, or the partial sums [slots, tile, key_heads · dim], that the tasks name.
-#define BACKWARD_KEYS(TYPE, D, ...)                                                                                   \
-  KERNEL(attention_backward_keys_d##D##_##TYPE, THREADS)                                                              \
+#define BACKWARD_KEYS(TYPE, D, BLOCKS, ...)                                                                           \
+  TILED(attention_backward_keys_d##D##_##TYPE, BLOCKS)                                                                \
   (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
    const element_##TYPE* __restrict__ d_o, const float* __restrict__ lse, const float* __restrict__ delta,            \
    element_##TYPE* __restrict__ dk, element_##TYPE* __restrict__ dv, float* __restrict__ dk_partial,                  \
@@ -55,41 +58,42 @@ typedef float element_f32;
                                          key_heads, group, dim, scale);                                               \
   }
 
-// Head size, keys of a buffer.
-FORWARD(bf16, 32, 64)
-FORWARD(bf16, 64, 64)
-FORWARD(bf16, 96, 32)
-FORWARD(bf16, 128, 32)
-FORWARD(bf16, 256, 32)
-FORWARD(f32, 32, 32)
-FORWARD(f32, 64, 32)
-FORWARD(f32, 96, 32)
-FORWARD(f32, 128, 32)
-FORWARD(f32, 256, 16)
+// Head size, blocks on a multiprocessor, keys of a buffer.
+FORWARD(bf16, 32, 4, 64)
+FORWARD(bf16, 64, 3, 64)
+FORWARD(bf16, 96, 3, 32)
+FORWARD(bf16, 128, 3, 32)
+FORWARD(bf16, 256, 2, 32)
+FORWARD(f32, 32, 4, 32)
+FORWARD(f32, 64, 4, 32)
+FORWARD(f32, 96, 4, 32)
+FORWARD(f32, 128, 4, 32)
+FORWARD(f32, 256, 3, 16)
 
-// Head size, keys of a buffer, keys that a warp works on at once.
-BACKWARD_QUERIES(bf16, 32, 32, 32)
-BACKWARD_QUERIES(bf16, 64, 32, 32)
-BACKWARD_QUERIES(bf16, 96, 32, 32)
-BACKWARD_QUERIES(bf16, 128, 32, 32)
-BACKWARD_QUERIES(bf16, 256, 16, 16)
-BACKWARD_QUERIES(f32, 32, 32)
-BACKWARD_QUERIES(f32, 64, 32)
-BACKWARD_QUERIES(f32, 96, 32)
-BACKWARD_QUERIES(f32, 128, 32)
-BACKWARD_QUERIES(f32, 256, 16)
+// Head size, blocks on a multiprocessor, keys of a buffer, keys that a warp works on at once.
+BACKWARD_QUERIES(bf16, 32, 4, 32, 32)
+BACKWARD_QUERIES(bf16, 64, 3, 32, 32)
+BACKWARD_QUERIES(bf16, 96, 4, 32, 32)
+BACKWARD_QUERIES(bf16, 128, 3, 32, 32)
+BACKWARD_QUERIES(bf16, 256, 2, 16, 16)
+BACKWARD_QUERIES(f32, 32, 4, 32)
+BACKWARD_QUERIES(f32, 64, 4, 32)
+BACKWARD_QUERIES(f32, 96, 4, 32)
+BACKWARD_QUERIES(f32, 128, 4, 32)
+BACKWARD_QUERIES(f32, 256, 3, 16)
 
-// Head size, queries of a buffer, queries that a warp works on at once, whether dk and dv are made by different blocks.
-BACKWARD_KEYS(bf16, 32, 32, 16, false)
-BACKWARD_KEYS(bf16, 64, 32, 16, false)
-BACKWARD_KEYS(bf16, 96, 32, 16, false)
-BACKWARD_KEYS(bf16, 128, 32, 16, false)
-BACKWARD_KEYS(bf16, 256, 16, 16, true)
-BACKWARD_KEYS(f32, 32, 32)
-BACKWARD_KEYS(f32, 64, 32)
-BACKWARD_KEYS(f32, 96, 32)
-BACKWARD_KEYS(f32, 128, 32)
-BACKWARD_KEYS(f32, 256, 16)
+// Head size, blocks on a multiprocessor, queries of a buffer, queries that a warp works on at once, whether dk and dv
+// are made by different blocks.
+BACKWARD_KEYS(bf16, 32, 4, 32, 16, false)
+BACKWARD_KEYS(bf16, 64, 3, 32, 16, false)
+BACKWARD_KEYS(bf16, 96, 2, 32, 16, false)
+BACKWARD_KEYS(bf16, 128, 2, 32, 16, false)
+BACKWARD_KEYS(bf16, 256, 2, 16, 16, true)
+BACKWARD_KEYS(f32, 32, 4, 32)
+BACKWARD_KEYS(f32, 64, 4, 32)
+BACKWARD_KEYS(f32, 96, 3, 32)
+BACKWARD_KEYS(f32, 128, 3, 32)
+BACKWARD_KEYS(f32, 256, 2, 16)
 
 // delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head.
 template <typename T>

@@ -184,7 +184,7 @@ DEVICE void forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* o, f
   };
   const auto place = [&](int row) {
     const int i = tile.begin + row;
-    return i < tile.end ? stack.place(i) * dim : -1ll;
+    return i < tile.end ? stack.place(i, dim) : -1ll;
   };
   load_rows<bf16, D, TILE>(q_shared, q, nullptr, nullptr, dim, place);
   load(0, 0);
@@ -275,7 +275,7 @@ DEVICE void backward_queries_bf16(const bf16* q, const bf16* k, const bf16* v, c
   };
   const auto place = [&](int row) {
     const int i = tile.begin + row;
-    return i < end ? stack.place(i) * dim : -1ll;
+    return i < end ? stack.place(i, dim) : -1ll;
   };
   load_rows<bf16, D, TILE>(q_shared, q, d_o_shared, d_o, dim, place);
   load(0, 0);
@@ -355,11 +355,11 @@ DEVICE void key_gradients_bf16(const bf16* q, const bf16* k, const bf16* v, cons
                                        bias);
     load_rows<bf16, D, QUERIES>(q_shared + buffer * BUFFER, q, d_o_shared + buffer * BUFFER, d_o, dim, [&](int row) {
       const int i = visit.begin + row;
-      return i < visit.end ? stack.place(i) * dim : -1ll;
+      return i < visit.end ? stack.place(i, dim) : -1ll;
     });
   };
   load_rows<bf16, D, TILE>(k_shared, k, WANT_DK ? v_shared : nullptr, WANT_DK ? v : nullptr, dim, place);
-  VisitCursor cursor(visits + task.visits, visits + task.visits_end);
+  VisitCursor cursor(visits, task);
   if (!cursor.done()) load(cursor.now, 0);
   cp_async_commit();
 
@@ -391,7 +391,7 @@ DEVICE void key_gradients_bf16(const bf16* q, const bf16* k, const bf16* v, cons
       first_time = false;
     }
     const int number = visit.first + first_row + fragment_row(0);
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < QUERIES; step += STEP) {
       const bf16* q_rows = q_shared + buffer * BUFFER + step * STRIDE<bf16, D>;
       const bf16* d_o_rows = d_o_shared + buffer * BUFFER + step * STRIDE<bf16, D>;

@@ -97,7 +97,7 @@ DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o
   KeyCursor cursor(spans + tile.spans, spans + tile.spans_end);
   load_rows<float, D, TILE_F32>(q_shared, q, nullptr, nullptr, dim, [&](int row) {
     const int i = tile.begin + row;
-    return i < tile.end ? stack.place(i) * dim : -1ll;
+    return i < tile.end ? stack.place(i, dim) : -1ll;
   });
   int index[2], limit[2], head[2] = {}, position[2] = {};
 #pragma unroll
@@ -154,7 +154,7 @@ DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o
     total[r] = row_sum(total[r]);
     if (index[r] >= tile.end) continue;
     if (lane == 0) lse[stack.place(index[r])] = top[r] + logf(total[r]);
-    store_row_f32<D>(o + stack.place(index[r]) * dim, sum[r], 1 / total[r], dim);
+    store_row_f32<D>(o + stack.place(index[r], dim), sum[r], 1 / total[r], dim);
   }
 }
 
@@ -177,7 +177,7 @@ DEVICE void backward_queries_f32(const float* q, const float* k, const float* v,
   load_query_infos<float, D, TILE_F32>(q_shared, lse, delta, limits, stack, tile.begin, end, bias);
   load_rows<float, D, TILE_F32>(q_shared, q, d_o_shared, d_o, dim, [&](int row) {
     const int i = tile.begin + row;
-    return i < end ? stack.place(i) * dim : -1ll;
+    return i < end ? stack.place(i, dim) : -1ll;
   });
   float sum[2][D / 32][4] = {};
   for (int first = 0; first < tile.keys; first += KEYS) {
@@ -208,7 +208,7 @@ DEVICE void backward_queries_f32(const float* q, const float* k, const float* v,
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int i = tile.begin + pair + 16 * r;
-    if (i < end) store_row_f32<D>(dq + stack.place(i) * dim, sum[r], scale, dim);
+    if (i < end) store_row_f32<D>(dq + stack.place(i, dim), sum[r], scale, dim);
   }
 }
 
@@ -230,14 +230,14 @@ DEVICE void backward_keys_f32(const float* q, const float* k, const float* v, co
   });
   Stack stack(0, key_head, group, key_heads);
   float dk_sum[2][D / 32][4] = {}, dv_sum[2][D / 32][4] = {};
-  for (VisitCursor cursor(visits + task.visits, visits + task.visits_end); !cursor.done(); cursor.advance(QUERIES)) {
+  for (VisitCursor cursor(visits, task); !cursor.done(); cursor.advance(QUERIES)) {
     const Visit visit = cursor.now;
     stack.enter(visit);
     __syncthreads();  // no warp reads the last queries any more
     load_query_infos<float, D, QUERIES>(q_shared, lse, delta, limits, stack, visit.begin, visit.end, bias);
     load_rows<float, D, QUERIES>(q_shared, q, d_o_shared, d_o, dim, [&](int row) {
       const int i = visit.begin + row;
-      return i < visit.end ? stack.place(i) * dim : -1ll;
+      return i < visit.end ? stack.place(i, dim) : -1ll;
     });
     cp_async_commit();
     cp_async_wait<0>();

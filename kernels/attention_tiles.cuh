@@ -58,8 +58,9 @@ struct Stack {
   DEVICE void enter(const Visit& visit) { query_row = visit.query_row; }
   DEVICE int row(int i) const { return query_row + (group == 1 ? i : __umulhi(i, inverse)); }
   DEVICE int head(int i) const { return first_head + i - (row(i) - query_row) * group; }
-  // Where the query's number stands in [queries, heads]; times `dim`, where its elements do in [queries, heads · dim].
-  DEVICE long long place(int i) const { return static_cast<long long>(row(i)) * heads + head(i); }
+  // Where the query's number stands in [queries, heads], and its elements in [queries, heads · dim].
+  DEVICE int place(int i) const { return row(i) * heads + head(i); }
+  DEVICE long long place(int i, int dim) const { return static_cast<long long>(place(i)) * dim; }
 };
 
 // Key rows by number, asked for in rising order.
@@ -81,18 +82,19 @@ struct KeyCursor {
   }
 };
 
-// Queries that a task of dk and dv works on next.
+// The queries that a task of dk and dv works on next.
 struct VisitCursor {
-  const Visit *visit, *end;
+  const Visit* visits;
+  int next, end;
   Visit now;
 
-  DEVICE VisitCursor(const Visit* visit, const Visit* end) : visit(visit), end(end) {
-    if (visit != end) now = *visit;
+  DEVICE VisitCursor(const Visit* visits, const KeyTask& task) : visits(visits), next(task.visits), end(task.visits_end) {
+    if (!done()) now = visits[next];
   }
-  DEVICE bool done() const { return visit == end; }
+  DEVICE bool done() const { return next == end; }
   DEVICE void advance(int queries) {
     now.begin += queries;
-    if (now.begin >= now.end && ++visit != end) now = *visit;
+    if (now.begin >= now.end && ++next != end) now = visits[next];
   }
 };
 
@@ -129,7 +131,7 @@ DEVICE void load_rows(T* a_shared, const T* a, T* b_shared, const T* b, int dim,
   constexpr int CHUNKS = D / WIDTH<T>;
   static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies as much");
   if (rows_are_aligned<T>(dim)) {
-#pragma unroll 2
+#pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
       const int row = i / CHUNKS, column = i % CHUNKS * WIDTH<T>;
       const long long start = offset(row);
@@ -175,7 +177,7 @@ DEVICE void load_query_infos(T* shared, const float* lse, const float* delta, co
   const int i = begin + threadIdx.x;
   const bool real = i < end;
   const int row = real ? stack.row(i) : 0;
-  const long long place = real ? stack.place(i) : 0;
+  const int place = real ? stack.place(i) : 0;
   T* info = shared + threadIdx.x * STRIDE<T, D> + D;
   cp_async_4(info, lse + place, real);
   cp_async_4(info + sizeof(int) / sizeof(T), delta + place, real);
