@@ -4,6 +4,7 @@
 
 use divan::Bencher;
 use softprompt::device::Kind;
+use softprompt::indices::Indices;
 use softprompt::layout::{Layout, Sequence};
 use softprompt::ops::{self, Activation, Pairing, attention::Heads, rope::Rotation};
 use softprompt::tape::{Tape, Var};
@@ -108,7 +109,7 @@ fn rope(bencher: Bencher<'_, '_>, backward: bool) {
     let device = device();
     let table = |rows| tensor(&device, rows, HEADS.dim / 2);
     let rotation = Arc::new(Rotation { pairing: Pairing::Halves, cos: table(256), sin: table(256) });
-    let positions: Arc<[usize]> = layout().positions.into();
+    let positions = Indices::from(layout().positions);
     both(bencher, backward, &[WIDTH], |tape, x| ops::rope(tape, x[0].clone(), &rotation, &positions).expect("rope"));
 }
 
@@ -135,7 +136,7 @@ fn add(bencher: Bencher<'_, '_>, backward: bool) {
 fn cross_entropy_32_rows(bencher: Bencher<'_, '_>, backward: bool) {
     let head = matrix(49_152, WIDTH);
     let labels: Vec<u32> = (0..32).map(|i| i * 1500).collect();
-    let index: Arc<[usize]> = (0..32).collect();
+    let index: Indices = (0..32).collect();
     both(bencher, backward, &[WIDTH], |tape, x| {
         let rows = ops::rows(tape, &x[0], &index).expect("rows");
         ops::cross_entropy(tape, &rows, &head, &labels, &[1.0 / 32.0; 32]).expect("loss").loss

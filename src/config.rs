@@ -145,8 +145,10 @@ impl Metric {
 pub enum Precision {
     /// 32-bit floats.
     F32,
-    /// 64-bit floats, for checks.
+    /// 64-bit floats, for checks; on a CPU.
     F64,
+    /// 16-bit floats with the exponent of f32; on a GPU.
+    Bf16,
 }
 
 /// How weights are held.

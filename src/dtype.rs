@@ -1,7 +1,8 @@
 //! Element types: what the crate computes in.
 //!
-//! f32 is for work, f64 for gradient checks; CPU ops are generic over the two through [`Element`]. How *weights* are
-//! stored (bf16, f16, quantised blocks) is another matter: see [`crate::weights::Format`].
+//! f32 is for work, f64 for gradient checks; CPU ops are generic over the two through [`Element`]. On a GPU f32 is for
+//! checks and bf16 for work: stored in 16 bits, summed in f32. How *weights* are stored (bf16, f16, quantised blocks) is
+//! another matter: see [`crate::weights::Format`].
 
 use crate::ops::simd;
 use bytemuck::Pod;
@@ -13,8 +14,10 @@ pub enum DType {
     /// 32-bit floating point, the working type.
     #[default]
     F32,
-    /// 64-bit floating point, for checks.
+    /// 64-bit floating point, for checks; on a CPU only.
     F64,
+    /// The upper half of a 32-bit floating-point number; on a GPU only.
+    BF16,
 }
 
 impl DType {
@@ -23,6 +26,20 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F64 => 8,
+            Self::BF16 => 2,
+        }
+    }
+
+    /// The type of that name: `f32`, `f64` or `bf16`.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::F32, Self::F64, Self::BF16].into_iter().find(|dtype| dtype.to_string() == name)
+    }
+
+    /// The type of sums, of prompts and of what the optimizer keeps: f32 for bf16, else the type itself.
+    pub const fn accumulator(self) -> Self {
+        match self {
+            Self::F32 | Self::BF16 => Self::F32,
+            Self::F64 => Self::F64,
         }
     }
 }
@@ -32,6 +49,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::F64 => "f64",
+            Self::BF16 => "bf16",
         })
     }
 }

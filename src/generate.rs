@@ -2,12 +2,11 @@
 //!
 //! The cache holds the prompt's rows, then a stretch of rows for each sequence of a batch; a step's segments name them.
 
-use crate::dtype::Element;
 use crate::error::{Error, Place, Result};
 use crate::layout::{Layout, Segment, Segments, Sequence};
 use crate::models::{KeyValueCache, Model, Step};
 use crate::tape::{Tape, Var};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -96,7 +95,7 @@ impl<'a> Generator<'a> {
                 let hidden = model.hidden(&mut Tape::new(), &Var::constant(prompt.clone()), &layout, Some(step))?;
                 model.logits(&hidden)
             })?;
-            prompt_logits = Some(logits.to_f64_vec());
+            prompt_logits = Some(logits.to_f64_vec()?);
         }
         Ok(Self { model, prompt_rows, prompt_cache, prompt_logits })
     }
@@ -160,11 +159,9 @@ impl<'a> Generator<'a> {
                 break;
             }
             let logits = self.step(&mut cache, &active)?;
-            for (row, sequence) in active.iter_mut().enumerate() {
-                let row: Vec<f64> = with_element!(logits.dtype(), E => {
-                    logits.row::<E>(row).iter().map(|&x| Element::to_f64(x)).collect()
-                });
-                grow(sequence, &row)?;
+            let rows = logits.to_f64_vec()?;
+            for (sequence, row) in active.iter_mut().zip(rows.chunks_exact(logits.cols().max(1))) {
+                grow(sequence, row)?;
             }
         }
         Ok(sequences.into_iter().map(|sequence| sequence.new).collect())

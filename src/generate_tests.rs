@@ -22,7 +22,7 @@ fn recomputed(model: &Model, prompt: &Tensor, ids: &[u32]) -> Vec<f64> {
     let end = Sequence { keep_last: true, score_end: true, ..Sequence::example(0, ids, ids.len()) };
     let layout = Layout::causal(&[prompt.rows()], &[end]).unwrap();
     let hidden = model.hidden(&mut Tape::new(), &Var::constant(prompt.clone()), &layout, None).unwrap();
-    model.logits(&hidden).unwrap().to_f64_vec()
+    model.logits(&hidden).unwrap().to_f64_vec().unwrap()
 }
 
 #[track_caller]

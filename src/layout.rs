@@ -9,7 +9,9 @@
 //! label rows are a segment with fewer queries; several prompts are several contexts.
 
 use crate::error::{Error, Result};
+use std::any::Any;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 /// Query rows that see the same keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,25 @@ pub struct Segments {
     segments: Vec<Segment>,
     visible: Vec<usize>,
     key_rows: usize,
+    derived: Derived,
+}
+
+/// What an op makes of segments once, to be used in every layer. It is no part of their value.
+#[derive(Clone, Default)]
+struct Derived(Arc<OnceLock<Arc<dyn Any + Send + Sync>>>);
+
+impl PartialEq for Derived {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Derived {}
+
+impl std::fmt::Debug for Derived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Derived")
+    }
 }
 
 impl Segments {
@@ -69,7 +90,25 @@ impl Segments {
                 next_query.to_string(),
             ));
         }
-        Ok(Self { segments, visible, key_rows })
+        Ok(Self { segments, visible, key_rows, derived: Derived::default() })
+    }
+
+    /// What `make` makes of the segments, made the first time it is asked for. All callers must ask for the same type; one
+    /// that asks for another gets a value of its own.
+    ///
+    /// # Errors
+    /// What `make` reports.
+    pub(crate) fn derive<T: Send + Sync + 'static>(&self, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        if let Some(value) = self.derived.0.get() {
+            return match Arc::clone(value).downcast() {
+                Ok(value) => Ok(value),
+                Err(_) => Ok(Arc::new(make()?)),
+            };
+        }
+        let value = Arc::new(make()?);
+        // Of two threads that make it at once one is kept; they are equal.
+        let _ = self.derived.0.set(Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
+        Ok(value)
     }
 
     /// The segments, in the order of their queries.

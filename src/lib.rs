@@ -10,6 +10,7 @@ pub mod error;
 pub mod eval;
 pub mod flops;
 pub mod generate;
+pub mod indices;
 pub mod inspect;
 pub mod layout;
 pub mod metrics;

@@ -4,6 +4,7 @@ use crate::device::Kind;
 use crate::error::{Error, Place, Result};
 use crate::layout::{Layout, Sequence};
 use crate::models::Model;
+use crate::ops::CrossEntropy;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -91,14 +92,34 @@ pub struct LossAndGrad {
     pub grad: Tensor,
 }
 
+/// The end of a forward pass, on the device.
+struct Scored {
+    loss: Var,
+    nll: Tensor,
+    /// The example that each label token belongs to.
+    example_of: Vec<usize>,
+}
+
+impl Scored {
+    fn read(&self, batch: &Batch) -> Result<Loss> {
+        let mut by_example = vec![0.0; batch.len()];
+        for (&example, nll) in self.example_of.iter().zip(self.nll.to_f64_vec()?) {
+            by_example[example] += nll;
+        }
+        let label_tokens = batch.label_tokens();
+        let mean = by_example.iter().sum::<f64>() / label_tokens.max(1) as f64;
+        Ok(Loss { mean, by_example, label_tokens })
+    }
+}
+
 impl Model {
     /// The mean loss of `batch` behind `prompt` `[P, d]`. P may be 0: the model without a prompt.
     ///
     /// # Errors
     /// [`Error::Input`] if prompt or tokens do not fit the model, or there is nothing to predict a label from.
     pub fn loss(&self, prompt: &Tensor, batch: &Batch) -> Result<Loss> {
-        let (_, loss) = self.forward(&mut Tape::new(), &Var::constant(prompt.clone()), batch, batch.label_tokens())?;
-        Ok(loss)
+        let prompt = Var::constant(prompt.clone());
+        self.forward(&mut Tape::new(), &prompt, batch, batch.label_tokens())?.read(batch)
     }
 
     /// The mean loss of `batch` and its gradient by `prompt` `[P, d]`, P ≥ 1.
@@ -125,32 +146,27 @@ impl Model {
         }
         let mut tape = Tape::new();
         let leaf = tape.leaf(prompt.clone());
-        let (output, loss) = self.forward(&mut tape, &leaf, batch, all_label_tokens)?;
-        let grad = self.device().run(|| tape.backward(&output, &leaf))?;
-        Ok(LossAndGrad { loss, grad })
+        let scored = self.forward(&mut tape, &leaf, batch, all_label_tokens)?;
+        let grad = self.device().run(|| tape.backward(&scored.loss, &leaf))?;
+        // A GPU is waited for here and nowhere before.
+        Ok(LossAndGrad { loss: scored.read(batch)?, grad })
     }
 
-    fn forward(&self, tape: &mut Tape, prompt: &Var, batch: &Batch, divisor: usize) -> Result<(Var, Loss)> {
+    fn forward(&self, tape: &mut Tape, prompt: &Var, batch: &Batch, divisor: usize) -> Result<Scored> {
         let width = self.config().hidden_size;
         let value = prompt.tensor();
-        if value.cols() != width || value.dtype() != self.dtype() {
-            let expected = format!("rows of width {width} in {}", self.dtype());
+        if value.cols() != width || value.dtype() != self.prompt_dtype() {
+            let expected = format!("rows of width {width} in {}", self.prompt_dtype());
             return Err(Error::input(Place::item("prompt"), expected, value.describe())
                 .hint(format!("this prompt is not for {}", self.name())));
         }
         let layout = batch.layout(value.rows())?;
         let scale = vec![1.0 / divisor.max(1) as f64; layout.labels.len()];
-        let scored = self.device().run(|| {
+        let CrossEntropy { loss, nll } = self.device().run(|| {
             let hidden = self.hidden(tape, prompt, &layout, None)?;
             self.cross_entropy(tape, &hidden, &layout, &scale)
         })?;
-        let mut by_example = vec![0.0; batch.len()];
-        for (&example, nll) in layout.sequence_of.iter().zip(&scored.nll) {
-            by_example[example] += nll;
-        }
-        let label_tokens = batch.label_tokens();
-        let mean = by_example.iter().sum::<f64>() / label_tokens.max(1) as f64;
-        Ok((scored.loss, Loss { mean, by_example, label_tokens }))
+        Ok(Scored { loss, nll, example_of: layout.sequence_of })
     }
 
     /// A prompt `[rows, d]` for this model from values row after row, rounded to the model's type.
@@ -163,6 +179,6 @@ impl Model {
             let expected = format!("{rows} rows of width {width}");
             return Err(Error::input(Place::item("prompt"), expected, format!("{} values", values.len())));
         }
-        Tensor::from_f64(self.device(), rows, width, self.dtype(), values, Kind::Optimizer)
+        self.device().run(|| Tensor::from_f64(self.device(), rows, width, self.prompt_dtype(), values, Kind::Optimizer))
     }
 }

@@ -136,14 +136,8 @@ impl Tape {
     /// # Errors
     /// What an op's backward step reports.
     pub fn backward(self, output: &Var, leaf: &Var) -> Result<Tensor> {
-        let seed = Tensor::from_f64(
-            output.tensor.device(),
-            output.grad_rows(),
-            output.tensor.cols(),
-            output.tensor.dtype(),
-            &vec![1.0; output.grad_rows() * output.tensor.cols()],
-            Kind::Gradients,
-        )?;
+        let (value, rows) = (&output.tensor, output.grad_rows());
+        let seed = Tensor::full(value.device(), rows, value.cols(), value.dtype(), 1.0, Kind::Gradients)?;
         let mut gradients = Gradients { slots: vec![None; self.slots] };
         gradients.add(output.node, seed)?;
         for record in self.records.into_iter().rev() {

@@ -3,9 +3,10 @@
 //! Everything that flows through a model here is a matrix: the stream has a row per token, and heads lie side by side
 //! in a row. A clone shares the memory; writing to shared memory copies it first.
 
-use crate::device::{Buffer, Device, Kind};
+use crate::device::{Buffer, Device, Kind, unwind};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use half::bf16;
 use std::sync::Arc;
 
 /// A matrix of `rows` × `cols` elements, row after row.
@@ -18,7 +19,7 @@ pub struct Tensor {
     device: Device,
 }
 
-/// Runs an expression with `$E` bound to the Rust type of a [`DType`].
+/// Runs an expression with `$E` bound to the Rust type of a [`DType`] that a CPU computes in.
 macro_rules! with_element {
     ($dtype:expr, $E:ident => $body:expr) => {
         match $dtype {
@@ -30,6 +31,7 @@ macro_rules! with_element {
                 type $E = f64;
                 $body
             }
+            $crate::dtype::DType::BF16 => unreachable!("bf16 on a CPU, where no tensor has it"),
         }
     };
 }
@@ -38,15 +40,31 @@ pub(crate) use with_element;
 impl Tensor {
     /// A matrix whose contents are unspecified: the caller writes every element.
     pub fn scratch(device: &Device, rows: usize, cols: usize, dtype: DType, kind: Kind) -> Self {
+        debug_assert!(device.computes_in(dtype), "{dtype} on {}", device.name());
         let buffer = device.allocate(rows * cols * dtype.size(), kind);
         Self { rows, cols, dtype, buffer: Arc::new(buffer), device: device.clone() }
     }
 
     /// A matrix of zeros.
     pub fn zeros(device: &Device, rows: usize, cols: usize, dtype: DType, kind: Kind) -> Self {
-        let mut tensor = Self::scratch(device, rows, cols, dtype, kind);
-        with_element!(dtype, E => tensor.make_mut::<E>().fill(E::ZERO));
-        tensor
+        let mut buffer = device.allocate(rows * cols * dtype.size(), kind);
+        buffer.clear().unwrap_or_else(|failed| unwind(failed));
+        Self::from_buffer(device, rows, cols, dtype, buffer)
+    }
+
+    /// A matrix with every element `value`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a GPU fails.
+    pub fn full(device: &Device, rows: usize, cols: usize, dtype: DType, value: f64, kind: Kind) -> Result<Self> {
+        let mut buffer = device.allocate(rows * cols * dtype.size(), kind);
+        match dtype {
+            DType::F32 => buffer.fill_words((value as f32).to_bits())?,
+            DType::F64 | DType::BF16 => {
+                return Self::from_f64(device, rows, cols, dtype, &vec![value; rows * cols], kind);
+            }
+        }
+        Ok(Self::from_buffer(device, rows, cols, dtype, buffer))
     }
 
     /// A matrix holding `values`, row after row.
@@ -57,9 +75,19 @@ impl Tensor {
         if values.len() != rows * cols {
             return Err(Error::op("tensor", format!("{rows} × {cols} elements"), format!("{}", values.len())));
         }
-        let mut tensor = Self::scratch(device, rows, cols, E::DTYPE, kind);
-        tensor.make_mut::<E>().copy_from_slice(values);
-        Ok(tensor)
+        Self::from_bytes(device, rows, cols, E::DTYPE, bytemuck::cast_slice(values), kind)
+    }
+
+    /// A matrix whose elements `buffer` holds.
+    pub(crate) fn from_buffer(device: &Device, rows: usize, cols: usize, dtype: DType, buffer: Buffer) -> Self {
+        debug_assert_eq!(buffer.len(), rows * cols * dtype.size());
+        Self { rows, cols, dtype, buffer: Arc::new(buffer), device: device.clone() }
+    }
+
+    fn from_bytes(device: &Device, rows: usize, cols: usize, dtype: DType, bytes: &[u8], kind: Kind) -> Result<Self> {
+        let mut buffer = device.allocate(rows * cols * dtype.size(), kind);
+        buffer.upload(bytes)?;
+        Ok(Self::from_buffer(device, rows, cols, dtype, buffer))
     }
 
     /// A matrix of type `dtype` holding `values` rounded to it, row after row.
@@ -74,6 +102,13 @@ impl Tensor {
         values: &[f64],
         kind: Kind,
     ) -> Result<Self> {
+        if values.len() != rows * cols {
+            return Err(Error::op("tensor", format!("{rows} × {cols} elements"), format!("{}", values.len())));
+        }
+        if dtype == DType::BF16 {
+            let rounded: Vec<bf16> = values.iter().map(|&value| bf16::from_f64(value)).collect();
+            return Self::from_bytes(device, rows, cols, dtype, bytemuck::cast_slice(&rounded), kind);
+        }
         with_element!(dtype, E => {
             let rounded: Vec<E> = values.iter().map(|&value| E::from_f64(value)).collect();
             Self::from_slice(device, rows, cols, &rounded, kind)
@@ -110,27 +145,41 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// The elements, row after row.
+    /// The elements, row after row, of a tensor on the CPU.
     ///
     /// # Panics
-    /// If `E` is not the tensor's type: ops check types before they get here.
+    /// If `E` is not the tensor's type, or the tensor lives on a GPU: ops check both before they get here.
     pub fn as_slice<E: Element>(&self) -> &[E] {
         assert_eq!(self.dtype, E::DTYPE, "a tensor read as another type");
         &self.buffer.as_slice::<E>()[..self.rows * self.cols]
     }
 
-    /// The elements, to be written; copied first if the memory is shared.
+    /// The elements, to be written, of a tensor on the CPU; copied first if the memory is shared.
     ///
     /// # Panics
-    /// If `E` is not the tensor's type.
+    /// If `E` is not the tensor's type, or the tensor lives on a GPU.
     pub fn make_mut<E: Element>(&mut self) -> &mut [E] {
         assert_eq!(self.dtype, E::DTYPE, "a tensor written as another type");
+        let length = self.rows * self.cols;
+        &mut self.buffer_mut().as_mut_slice::<E>()[..length]
+    }
+
+    /// The memory, to be written; copied first if it is shared.
+    pub(crate) fn buffer_mut(&mut self) -> &mut Buffer {
         if Arc::get_mut(&mut self.buffer).is_none() {
             *self = self.copy_rows(self.rows, self.buffer.kind());
         }
-        let length = self.rows * self.cols;
-        let buffer = Arc::get_mut(&mut self.buffer).expect("the buffer is not shared");
-        &mut buffer.as_mut_slice::<E>()[..length]
+        Arc::get_mut(&mut self.buffer).expect("the buffer is not shared")
+    }
+
+    /// The address of the first element on the tensor's GPU.
+    pub(crate) fn device_address(&self) -> u64 {
+        self.buffer.device_address()
+    }
+
+    /// The address of the first element on the tensor's GPU, to be written; copied first if the memory is shared.
+    pub(crate) fn device_address_mut(&mut self) -> u64 {
+        self.buffer_mut().device_address()
     }
 
     /// Whether no other tensor shares the memory.
@@ -151,12 +200,42 @@ impl Tensor {
 
     /// The first `rows` rows in memory of their own.
     pub fn copy_rows(&self, rows: usize, kind: Kind) -> Self {
-        let mut copy = Self::scratch(&self.device, rows, self.cols, self.dtype, kind);
-        with_element!(self.dtype, E => {
-            let source = &self.as_slice::<E>()[..rows * self.cols];
-            copy.make_mut::<E>().copy_from_slice(source);
-        });
-        copy
+        let bytes = rows * self.cols * self.dtype.size();
+        let mut buffer = self.device.allocate(bytes, kind);
+        buffer.copy_from(0, &self.buffer, 0, bytes).unwrap_or_else(|failed| unwind(failed));
+        Self { rows, buffer: Arc::new(buffer), ..self.clone() }
+    }
+
+    /// Writes the rows of `source` over rows `placement`.
+    ///
+    /// # Errors
+    /// [`Error::Op`] for shapes that do not fit; [`Error::Device`] where a GPU fails.
+    pub fn write_rows(&mut self, placement: &[usize], source: &Self) -> Result<()> {
+        let fits = placement.len() == source.rows && placement.iter().all(|&row| row < self.rows);
+        if !fits || (source.cols, source.dtype) != (self.cols, self.dtype) {
+            let expected = format!("{} rows for places in {}", placement.len(), self.describe());
+            return Err(Error::op("write_rows", expected, source.describe()));
+        }
+        let row_bytes = self.cols * self.dtype.size();
+        let target = self.buffer_mut();
+        let mut from = 0;
+        for run in placement.chunk_by(|a, b| a + 1 == *b) {
+            target.copy_from(run[0] * row_bytes, &source.buffer, from * row_bytes, run.len() * row_bytes)?;
+            from += run.len();
+        }
+        Ok(())
+    }
+
+    /// Copies the first `rows` rows of `source` over the first of this.
+    ///
+    /// # Errors
+    /// [`Error::Op`] for shapes that do not fit; [`Error::Device`] where a GPU fails.
+    pub fn copy_from_prefix(&mut self, source: &Self, rows: usize) -> Result<()> {
+        if rows > self.rows.min(source.rows) || (source.cols, source.dtype) != (self.cols, self.dtype) {
+            return Err(Error::op("copy", format!("{rows} rows within {}", self.describe()), source.describe()));
+        }
+        let bytes = rows * self.cols * self.dtype.size();
+        self.buffer_mut().copy_from(0, &source.buffer, 0, bytes)
     }
 
     /// Counts the tensor's memory under `kind` from now on.
@@ -170,8 +249,29 @@ impl Tensor {
     }
 
     /// All elements as f64, exactly.
-    pub fn to_f64_vec(&self) -> Vec<f64> {
-        with_element!(self.dtype, E => self.as_slice::<E>().iter().map(|&x| Element::to_f64(x)).collect())
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a GPU fails.
+    pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
+        if self.dtype == DType::BF16 {
+            let mut values = vec![bf16::ZERO; self.len()];
+            self.buffer.download(bytemuck::cast_slice_mut(&mut values))?;
+            return Ok(values.into_iter().map(bf16::to_f64).collect());
+        }
+        with_element!(self.dtype, E => Ok(self.to_vec::<E>()?.into_iter().map(Element::to_f64).collect()))
+    }
+
+    /// A copy of all elements, row after row.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if `E` is not the tensor's type; [`Error::Device`] where a GPU fails.
+    pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
+        if self.dtype != E::DTYPE {
+            return Err(Error::op("to_vec", E::DTYPE.to_string(), self.describe()));
+        }
+        let mut values = vec![E::ZERO; self.len()];
+        self.buffer.download(bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     /// `self += other`, element by element.
@@ -182,10 +282,13 @@ impl Tensor {
         if (self.rows, self.cols, self.dtype) != (other.rows, other.cols, other.dtype) {
             return Err(Error::op("add", self.describe(), other.describe()));
         }
-        with_element!(self.dtype, E => {
-            let other = other.as_slice::<E>();
-            crate::ops::simd::add_assign(self.make_mut::<E>(), other);
-        });
+        match self.device.clone() {
+            Device::Cpu(_) => with_element!(self.dtype, E => {
+                let other = other.as_slice::<E>();
+                crate::ops::simd::add_assign(self.make_mut::<E>(), other);
+            }),
+            Device::Cuda(_) => return Err(crate::ops::no_kernel("add")),
+        }
         Ok(())
     }
 

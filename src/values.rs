@@ -19,9 +19,10 @@ pub enum Values {
 impl Values {
     /// A copy of `values` in their own type.
     pub fn from_slice<E: Element>(values: &[E]) -> Self {
-        match E::DTYPE {
-            DType::F32 => Self::F32(values.iter().map(|v| v.to_f32()).collect()),
-            DType::F64 => Self::F64(values.iter().map(|v| v.to_f64()).collect()),
+        if E::DTYPE == DType::F32 {
+            Self::F32(values.iter().map(|v| v.to_f32()).collect())
+        } else {
+            Self::F64(values.iter().map(|v| v.to_f64()).collect())
         }
     }
 

@@ -13,7 +13,7 @@ const LENGTHS: [(usize, usize); 7] = [(7, 1), (0, 2), (13, 3), (1, 1), (24, 1), 
 
 fn bits(result: &LossAndGrad) -> Vec<u64> {
     let by_example = result.loss.by_example.iter().map(|x| x.to_bits());
-    let gradient = result.grad.to_f64_vec().into_iter().map(f64::to_bits);
+    let gradient = result.grad.to_f64_vec().unwrap().into_iter().map(f64::to_bits);
     std::iter::once(result.loss.mean.to_bits()).chain(by_example).chain(gradient).collect()
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["error", "dtype", "values"],
     &["storage", "device", "layout"],
-    &["tensor", "tensorfile"],
+    &["tensor", "tensorfile", "indices"],
     &["tape", "weights"],
     &["ops"],
     &["nn", "data", "optim", "metrics"],

@@ -34,8 +34,8 @@ const BATCHES: [&[(usize, usize)]; 6] = [
 
 fn check_differences(what: &str, model: &Model, prompt: &Tensor, batch: &Batch) -> f64 {
     const STEP: f64 = 1e-3;
-    let gradient = model.loss_and_grad(prompt, batch).unwrap().grad.to_f64_vec();
-    let values = prompt.to_f64_vec();
+    let gradient = model.loss_and_grad(prompt, batch).unwrap().grad.to_f64_vec().unwrap();
+    let values = prompt.to_f64_vec().unwrap();
     let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let mut worst = 0f64;
     for seed in 0..3 {
@@ -87,7 +87,7 @@ fn run(model: &Model, prompt: &Tensor, layout: &Layout) -> (Vec<f64>, Vec<f64>) 
     let leaf = tape.leaf(prompt.clone());
     let hidden = model.hidden(&mut tape, &leaf, layout, None).unwrap();
     let scored = model.cross_entropy(&mut tape, &hidden, layout, &vec![1.0; layout.labels.len()]).unwrap();
-    (scored.nll, tape.backward(&scored.loss, &leaf).unwrap().to_f64_vec())
+    (scored.nll.to_f64_vec().unwrap(), tape.backward(&scored.loss, &leaf).unwrap().to_f64_vec().unwrap())
 }
 
 /// The same without trimming: every row goes through every layer, then the scored ones are picked.
@@ -98,7 +98,7 @@ fn run_untrimmed(model: &Model, prompt: &Tensor, layout: &Layout) -> (Vec<f64>, 
     let hidden: Var = model.hidden(&mut tape, &leaf, &whole, None).unwrap();
     let hidden = ops::rows(&mut tape, &hidden, &layout.scored_rows.as_slice().into()).unwrap();
     let scored = model.cross_entropy(&mut tape, &hidden, layout, &vec![1.0; layout.labels.len()]).unwrap();
-    (scored.nll, tape.backward(&scored.loss, &leaf).unwrap().to_f64_vec())
+    (scored.nll.to_f64_vec().unwrap(), tape.backward(&scored.loss, &leaf).unwrap().to_f64_vec().unwrap())
 }
 
 fn add(total: &mut [f64], part: &[f64]) {
@@ -132,7 +132,7 @@ fn packing_sharing_and_trimming_change_nothing() {
             let sequences: Vec<_> =
                 (0..ids.len()).map(|i| Sequence::example(i, &ids[i], examples[i].0.len())).collect();
             let unshared = Layout::causal(&vec![rows; ids.len()], &sequences).unwrap();
-            let copies = model.prompt_from(rows * ids.len(), &prompt.to_f64_vec().repeat(ids.len())).unwrap();
+            let copies = model.prompt_from(rows * ids.len(), &prompt.to_f64_vec().unwrap().repeat(ids.len())).unwrap();
             let (copied_nll, copied_gradient) = run(&model, &copies, &unshared);
             let mut sum = vec![0.0; gradient.len()];
             copied_gradient.chunks_exact(gradient.len()).for_each(|part| add(&mut sum, part));
@@ -145,7 +145,7 @@ fn packing_sharing_and_trimming_change_nothing() {
             let mean = nll.iter().sum::<f64>() / nll.len() as f64;
             close(&format!("{what}: mean"), &[found.loss.mean], &[mean], 1e-14);
             let scaled: Vec<f64> = gradient.iter().map(|g| g / nll.len() as f64).collect();
-            close(&format!("{what}: mean gradient"), &found.grad.to_f64_vec(), &scaled, 1e-12);
+            close(&format!("{what}: mean gradient"), &found.grad.to_f64_vec().unwrap(), &scaled, 1e-12);
             close(&format!("{what}: loss alone"), &[model.loss(&prompt, &batch).unwrap().mean], &[mean], 1e-14);
         }
     }
@@ -159,7 +159,7 @@ fn prompts_of_several_lengths_share_a_stream() {
         let examples = examples(&config, &[(4, 2), (0, 1), (1, 1), (0, 4), (9, 3)], 33);
         let owner = [0, 1, 1, 0, 1];
         let ids: Vec<Vec<u32>> = examples.iter().map(|(input, label)| [&input[..], label].concat()).collect();
-        let all = prompts.iter().flat_map(Tensor::to_f64_vec).collect::<Vec<_>>();
+        let all = prompts.iter().flat_map(|prompt| prompt.to_f64_vec().unwrap()).collect::<Vec<_>>();
         let sequences: Vec<_> = (0..5).map(|i| Sequence::example(owner[i], &ids[i], examples[i].0.len())).collect();
         let layout = Layout::causal(&[3, 5], &sequences).unwrap();
         let (nll, gradient) = run(&model, &model.prompt_from(8, &all).unwrap(), &layout);
@@ -185,6 +185,6 @@ fn a_stream_with_nothing_scored_has_no_gradient() {
         let prompt = prompt(&model, 3, 41);
         let result = model.loss_and_grad(&prompt, &Batch::new()).unwrap();
         assert_eq!(result.loss.mean, 0.0);
-        assert_eq!(result.grad.to_f64_vec(), vec![0.0; 3 * config.hidden_size]);
+        assert_eq!(result.grad.to_f64_vec().unwrap(), vec![0.0; 3 * config.hidden_size]);
     }
 }

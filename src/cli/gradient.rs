@@ -49,14 +49,14 @@ pub(super) fn run(args: &GradientArgs, terminal: &Terminal) -> Result<()> {
         return Err(Error::input(place, "at least one row that is not skipped", "none"));
     }
     let found = model.loss_and_grad(&prompt, &batch)?;
-    let grad_values = found.grad.to_f64_vec();
+    let grad_values = found.grad.to_f64_vec()?;
     if !found.loss.mean.is_finite() || grad_values.iter().any(|value| !value.is_finite()) {
         let place = Place::file(&args.prompt);
         let got = format!("loss {}", found.loss.mean);
         return Err(Error::diverged(place, "a finite loss and gradient", got)
             .hint("prompt or weights hold values too large for --dtype; nothing was written"));
     }
-    let grad = with_element!(found.grad.dtype(), E => Values::from_slice(found.grad.as_slice::<E>()));
+    let grad = with_element!(found.grad.dtype(), E => Values::from_slice(&found.grad.to_vec::<E>()?));
     let shape = vec![found.grad.rows(), found.grad.cols()];
     let norm = grad_values.iter().map(|x| x * x).sum::<f64>().sqrt();
     let file = TensorFile {

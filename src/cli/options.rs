@@ -22,11 +22,11 @@ pub(crate) struct ModelArgs {
 /// How a model computes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ComputeArgs {
-    /// Where to compute
+    /// Where to compute: cpu, cuda (the first GPU) or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
-    /// The type to compute in
-    #[arg(long, value_parser = ["f32", "f64"], default_value = "f32")]
+    /// The type to compute in: f32, f64 (cpu only) or bf16 (cuda only)
+    #[arg(long, value_parser = ["f32", "f64", "bf16"], default_value = "f32")]
     pub(crate) dtype: String,
     /// CPU threads; the result does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -43,7 +43,7 @@ impl ComputeArgs {
 
     pub(crate) fn open(&self, model: &std::path::Path) -> Result<Model> {
         let options = ModelOptions {
-            dtype: if self.dtype == "f64" { DType::F64 } else { DType::F32 },
+            dtype: DType::named(&self.dtype).unwrap_or_default(),
             weights: WeightStorage::named(&self.weights).unwrap_or_default(),
         };
         Model::open(model, &self.device()?, options)

@@ -65,7 +65,11 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     let config = TrainConfig::resolve(file.as_deref(), environment(), flags(matches)?)?.config;
     refuse_to_overwrite(&config.output_dir, &config.resume)?;
     let device = Device::named(&config.device, config.threads)?;
-    let dtype = if config.dtype == Precision::F64 { DType::F64 } else { DType::F32 };
+    let dtype = match config.dtype {
+        Precision::F32 => DType::F32,
+        Precision::F64 => DType::F64,
+        Precision::Bf16 => DType::BF16,
+    };
     let weights = if config.weights == Weights::Widened { WeightStorage::Widened } else { WeightStorage::Mapped };
     let model = Model::open(&config.model, &device, ModelOptions { dtype, weights })?;
 

@@ -1,13 +1,24 @@
 //! Keys that contradict each other.
 
 use super::{Metric, PromptInit, Resolved};
+use crate::device::Device;
 use crate::{Error, Result};
 
 /// Refuses combinations that cannot be meant, naming both keys.
 pub(super) fn check(resolved: &Resolved) -> Result<()> {
+    check_device(resolved)?;
     check_init(resolved)?;
     check_evaluation(resolved)?;
     check_steps(resolved)
+}
+
+fn check_device(resolved: &Resolved) -> Result<()> {
+    let name = &resolved.config.device;
+    if Device::is_name(name) {
+        return Ok(());
+    }
+    Err(Error::config(resolved.place("device"), "cpu, cuda or cuda:N", format!("{name:?}"))
+        .hint("cuda:1 is the machine's second GPU"))
 }
 
 fn check_init(resolved: &Resolved) -> Result<()> {

@@ -219,8 +219,14 @@ pub const KEYS: &[Key] = &[
         "What makes a checkpoint the best: loss, accuracy, balanced_accuracy, macro_f1 or exact_match",
     ),
     key("seed", "N", Integer(0, SEEDS), Is("0"), "The seed of initialisation, order and split"),
-    key("device", "cpu", Choice(&["cpu"]), Is("cpu"), "Where to compute"),
-    key("dtype", "f32|f64", Choice(&["f32", "f64"]), Is("f32"), "The type to compute in"),
+    key("device", "DEVICE", Text, Is("cpu"), "Where to compute: cpu, cuda (the first GPU) or cuda:N"),
+    key(
+        "dtype",
+        "f32|f64|bf16",
+        Choice(&["f32", "f64", "bf16"]),
+        Is("f32"),
+        "The type to compute in: f32, f64 (cpu only) or bf16 (cuda only)",
+    ),
     key("threads", "N", Integer(1, 4096), Unset, "CPU threads; unset: one a core. The result does not depend on it"),
     key(
         "weights",

@@ -1,10 +1,9 @@
-//! The CPU's memory: a pool of aligned buffers. Training repeats the same shapes, and a page the system has already
-//! given costs nothing to use again.
+//! The CPU's memory: aligned buffers from a pool.
 
-use super::memory::{Kind, Ledger};
+use super::memory::{Kind, Ledger, OutOfMemory};
+use super::pool::Pool;
 use crate::error::{Error, Place, Result};
 use bytemuck::{Pod, Zeroable};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,14 +19,8 @@ pub struct CpuDevice(Arc<Inner>);
 struct Inner {
     threads: rayon::ThreadPool,
     ledger: Ledger,
-    pool: Mutex<Pool>,
-}
-
-/// Buffers given back, by length in lines.
-#[derive(Default)]
-struct Pool {
-    free: BTreeMap<usize, Vec<Vec<Line>>>,
-    lines: usize,
+    /// Buffers given back, by length in lines.
+    pool: Mutex<Pool<Vec<Line>>>,
 }
 
 impl std::fmt::Debug for CpuDevice {
@@ -61,42 +54,28 @@ impl CpuDevice {
         &self.0.ledger
     }
 
-    fn pool(&self) -> MutexGuard<'_, Pool> {
+    fn pool(&self) -> MutexGuard<'_, Pool<Vec<Line>>> {
         self.0.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn allocate(&self, bytes: usize, kind: Kind) -> Buffer {
+    pub(super) fn allocate(&self, bytes: usize, kind: Kind) -> CpuBuffer {
         let lines = bytes.div_ceil(size_of::<Line>());
         self.0.ledger.add(bytes, kind);
-        let pooled = self.pool().take(lines);
-        let mut lines = pooled.unwrap_or_else(|| fresh(lines).unwrap_or_else(|| self.out_of_memory(bytes, kind)));
+        let pooled = self.pool().take(lines).map(|(_, lines)| lines);
+        let mut lines =
+            pooled.or_else(|| fresh(lines)).unwrap_or_else(|| OutOfMemory::unwind(&self.0.ledger, bytes, kind));
         if cfg!(debug_assertions) {
             // All ones is a NaN in f32 and f64: what is read before it is written shows in the result.
             bytemuck::cast_slice_mut::<Line, u8>(&mut lines).fill(0xFF);
         }
-        Buffer { lines, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
-    }
-
-    /// Unwinds to [`super::Device::run`], which makes an error of it: threading a result through every buffer of every
-    /// op would cost more clarity than the rare case is worth.
-    fn out_of_memory(&self, bytes: usize, kind: Kind) -> ! {
-        self.0.ledger.remove(bytes, kind);
-        std::panic::resume_unwind(Box::new(OutOfMemory { bytes, kind, held: self.0.ledger.report().current_total() }))
+        CpuBuffer { lines, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
     }
 
     fn give_back(&self, lines: Vec<Line>) {
-        // Held and pooled together never exceed the peak: the process is no larger than its largest moment.
-        let report = self.0.ledger.report();
-        let room = report.peak_total().saturating_sub(report.current_total()) / size_of::<Line>();
-        self.pool().put(lines, room);
+        let room = self.0.ledger.room_in_pool() / size_of::<Line>();
+        let evicted = self.pool().put(lines.len(), lines, room);
+        drop(evicted);
     }
-}
-
-/// The reason a device's work was unwound.
-pub(super) struct OutOfMemory {
-    pub(super) bytes: usize,
-    pub(super) kind: Kind,
-    pub(super) held: usize,
 }
 
 /// Zeroed memory, or nothing if the system has none to give.
@@ -104,46 +83,15 @@ fn fresh(lines: usize) -> Option<Vec<Line>> {
     bytemuck::allocation::try_zeroed_vec(lines).ok()
 }
 
-impl Pool {
-    /// The smallest buffer that holds `lines` and wastes at most a quarter of itself.
-    fn take(&mut self, lines: usize) -> Option<Vec<Line>> {
-        let (&length, stack) = self.free.range_mut(lines..=lines + lines / 3).next()?;
-        let buffer = stack.pop()?;
-        if stack.is_empty() {
-            self.free.remove(&length);
-        }
-        self.lines -= length;
-        Some(buffer)
-    }
-
-    fn put(&mut self, buffer: Vec<Line>, room: usize) {
-        if buffer.is_empty() {
-            return;
-        }
-        self.lines += buffer.len();
-        self.free.entry(buffer.len()).or_default().push(buffer);
-        while self.lines > room
-            && let Some(mut largest) = self.free.last_entry()
-        {
-            if let Some(evicted) = largest.get_mut().pop() {
-                self.lines -= evicted.len();
-            }
-            if largest.get().is_empty() {
-                largest.remove();
-            }
-        }
-    }
-}
-
 /// Bytes of device memory, aligned to 64, returned to the device's pool when dropped.
-pub struct Buffer {
+pub struct CpuBuffer {
     lines: Vec<Line>,
     bytes: usize,
     kind: AtomicU8,
     device: CpuDevice,
 }
 
-impl Buffer {
+impl CpuBuffer {
     /// The bytes asked for.
     pub fn len(&self) -> usize {
         self.bytes
@@ -176,16 +124,16 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
+impl Drop for CpuBuffer {
     fn drop(&mut self) {
         self.device.0.ledger.remove(self.bytes, self.kind());
         self.device.give_back(std::mem::take(&mut self.lines));
     }
 }
 
-impl std::fmt::Debug for Buffer {
+impl std::fmt::Debug for CpuBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Buffer").field("bytes", &self.bytes).field("kind", &self.kind()).finish_non_exhaustive()
+        f.debug_struct("CpuBuffer").field("bytes", &self.bytes).field("kind", &self.kind()).finish_non_exhaustive()
     }
 }
 
@@ -211,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_freed_buffer_is_used_again_and_the_pool_is_bounded() {
-        let Device::Cpu(device) = Device::cpu(Some(1)).unwrap();
+        let device = CpuDevice::new(Some(1)).unwrap();
         let first = device.allocate(64 * 100, Kind::Workspace);
         let address = first.as_slice::<u8>().as_ptr();
         drop(first);
@@ -219,7 +167,7 @@ mod tests {
         assert_eq!(again.as_slice::<u8>().as_ptr(), address);
         let other = device.allocate(64 * 10, Kind::Workspace);
         drop((again, other));
-        assert!(device.pool().lines * 64 <= device.ledger().report().peak_total() + 64);
+        assert!(device.pool().length() * 64 <= device.ledger().report().peak_total() + 64);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The account of a device's memory: bytes by kind, now and at the peak.
 
+use crate::error::{Error, Place};
 use std::sync::Mutex;
 
 /// What a buffer is held for.
@@ -114,12 +115,40 @@ impl Ledger {
         self.with(|report| *report)
     }
 
+    /// How many bytes a device's pool may keep: held and pooled together never exceed the peak.
+    pub(super) fn room_in_pool(&self) -> usize {
+        self.with(|report| report.peak_total().saturating_sub(report.current_total()))
+    }
+
     pub(super) fn reset_peak(&self) {
         self.with(|report| {
             report.peaks = report.current;
             report.at_peak = report.current;
             report.peak_total = report.current_total();
         });
+    }
+}
+
+/// The reason a device's work was unwound: too little memory.
+pub(super) struct OutOfMemory {
+    bytes: usize,
+    kind: Kind,
+    held: usize,
+}
+
+impl OutOfMemory {
+    /// Unwinds to [`super::Device::run`], which makes an error of it: threading a result through every buffer of every
+    /// op would cost more clarity than the rare case is worth. The bytes must have been counted; they no longer are.
+    pub(super) fn unwind(ledger: &Ledger, bytes: usize, kind: Kind) -> ! {
+        ledger.remove(bytes, kind);
+        std::panic::resume_unwind(Box::new(Self { bytes, kind, held: ledger.report().current_total() }))
+    }
+
+    pub(super) fn into_error(self, device: &'static str) -> Error {
+        let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
+        let expected = format!("{} MiB more for {}", mebibytes(self.bytes), self.kind.name());
+        let got = format!("no memory, with {} MiB held", mebibytes(self.held));
+        Error::device(Place::item(device), expected, got).hint("take a smaller batch, or shorter examples or prompt")
     }
 }
 

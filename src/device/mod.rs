@@ -3,20 +3,33 @@
 //! Every buffer of the crate is allocated here, under a [`Kind`], so that [`Device::memory`] can say at any moment how
 //! many bytes are held for what, and what the peak was.
 
+mod buffer;
 mod cpu;
+#[allow(unsafe_code, reason = "the driver's interface")]
+mod cuda;
+mod kernels;
 mod memory;
+mod on_device;
+mod pool;
 
-pub use cpu::Buffer;
+pub use buffer::Buffer;
+pub use cpu::CpuDevice;
+pub(crate) use cuda::{Arg, Grid};
+pub use cuda::{CudaDevice, CudaOptions, CudaProperties};
 pub use memory::{Kind, MemoryReport};
+pub(crate) use on_device::OnDevice;
 
+use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use cpu::{CpuDevice, OutOfMemory};
+use memory::{Ledger, OutOfMemory};
 
-/// A device: the memory it owns and the threads that work on it. Clones share both.
+/// A device: the memory it owns and what works on it. Clones share both.
 #[derive(Debug, Clone)]
 pub enum Device {
     /// The processor, with a thread pool of its own.
     Cpu(CpuDevice),
+    /// A GPU.
+    Cuda(CudaDevice),
 }
 
 impl Device {
@@ -30,90 +43,130 @@ impl Device {
         Ok(Self::Cpu(CpuDevice::new(threads)?))
     }
 
-    /// The device called `name` (`cpu`).
+    /// A GPU.
     ///
     /// # Errors
-    /// [`Error::Config`] for a name that no device has; [`Error::Device`] for one that is not in this build.
+    /// [`Error::Device`] if there is no driver, no such GPU, or it is too old.
+    pub fn cuda(options: CudaOptions) -> Result<Self> {
+        Ok(Self::Cuda(CudaDevice::new(options)?))
+    }
+
+    /// The device called `name`: `cpu`, `cuda` (the first GPU), or `cuda:1` and so on.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a name that no device has; [`Error::Device`] for one that cannot be had.
     pub fn named(name: &str, threads: Option<usize>) -> Result<Self> {
-        match name {
-            "cpu" => Self::cpu(threads),
-            "cuda" => Err(Error::device(Place::item("device"), "cpu", "cuda, which is not in this version")
-                .hint("leave --device out, or give cpu")),
-            other => Err(Error::config(Place::item("device"), "cpu", format!("{other:?}"))
-                .hint("this version computes on the CPU only")),
+        match (name, gpu_named(name)) {
+            ("cpu", _) => Self::cpu(threads),
+            (_, Some(ordinal)) => Self::cuda(CudaOptions { ordinal, ..CudaOptions::default() }),
+            _ => Err(Error::config(Place::item("device"), "cpu, cuda or cuda:N", format!("{name:?}"))
+                .hint("cuda:1 is the machine's second GPU")),
         }
     }
 
-    /// The name that [`Device::named`] takes.
+    /// Whether [`Device::named`] knows the name, whether or not the machine has the device.
+    pub fn is_name(name: &str) -> bool {
+        name == "cpu" || gpu_named(name).is_some()
+    }
+
+    /// The kind of device, as [`Device::named`] takes it: `cpu` or `cuda`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Cpu(_) => "cpu",
+            Self::Cuda(_) => "cuda",
         }
     }
 
-    /// How many threads work for this device.
+    /// Whether tensors of `dtype` can live here: f32 and f64 on a CPU, f32 and bf16 on a GPU.
+    pub fn computes_in(&self, dtype: DType) -> bool {
+        match self {
+            Self::Cpu(_) => dtype != DType::BF16,
+            Self::Cuda(_) => dtype != DType::F64,
+        }
+    }
+
+    /// How many of this machine's threads work for this device.
     pub fn threads(&self) -> usize {
         match self {
             Self::Cpu(cpu) => cpu.threads(),
+            Self::Cuda(_) => 1,
         }
     }
 
     /// Runs `work` on the device's own threads. Ops called outside use the process-wide pool, with the same results, but
-    /// panic where memory runs out.
+    /// panic where memory runs out or a GPU fails.
     ///
     /// # Errors
-    /// What `work` reports, and [`Error::Device`] if the device has too little memory for it.
+    /// What `work` reports, and [`Error::Device`] if the device has too little memory for it, or fails.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        let outcome = match self {
-            Self::Cpu(cpu) => std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cpu.run(work))),
-        };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match self {
+            Self::Cpu(cpu) => cpu.run(work),
+            Self::Cuda(_) => work(),
+        }));
         outcome.unwrap_or_else(|payload| match payload.downcast::<OutOfMemory>() {
             Ok(short) => Err(short.into_error(self.name())),
-            Err(other) => std::panic::resume_unwind(other),
+            Err(other) => match other.downcast::<Error>() {
+                Ok(error) => Err(*error),
+                Err(other) => std::panic::resume_unwind(other),
+            },
         })
     }
 
-    /// A buffer of `bytes` bytes for `kind`. What it holds at first is unspecified: in debug builds NaNs.
+    /// A buffer of `bytes` bytes for `kind`. What it holds at first is unspecified: on a CPU in debug builds NaNs.
     pub fn allocate(&self, bytes: usize, kind: Kind) -> Buffer {
         match self {
-            Self::Cpu(cpu) => cpu.allocate(bytes, kind),
+            Self::Cpu(cpu) => Buffer::Cpu(cpu.allocate(bytes, kind)),
+            Self::Cuda(cuda) => Buffer::Cuda(cuda.allocate(bytes, kind)),
+        }
+    }
+
+    fn ledger(&self) -> &Ledger {
+        match self {
+            Self::Cpu(cpu) => cpu.ledger(),
+            Self::Cuda(cuda) => cuda.ledger(),
         }
     }
 
     /// Counts `bytes` that are not allocated here but used by the device, as a mapped weight file is.
     pub fn count_external(&self, bytes: usize, kind: Kind) {
-        match self {
-            Self::Cpu(cpu) => cpu.ledger().add(bytes, kind),
-        }
+        self.ledger().add(bytes, kind);
     }
 
     /// Takes back what [`Device::count_external`] counted.
     pub fn uncount_external(&self, bytes: usize, kind: Kind) {
-        match self {
-            Self::Cpu(cpu) => cpu.ledger().remove(bytes, kind),
-        }
+        self.ledger().remove(bytes, kind);
     }
 
     /// Bytes held now and at the peak, by kind.
     pub fn memory(&self) -> MemoryReport {
-        match self {
-            Self::Cpu(cpu) => cpu.ledger().report(),
-        }
+        self.ledger().report()
     }
 
     /// Starts a new peak from what is held now.
     pub fn reset_peak(&self) {
+        self.ledger().reset_peak();
+    }
+
+    /// Waits until everything asked for so far is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for what went wrong in any of it.
+    pub fn synchronize(&self) -> Result<()> {
         match self {
-            Self::Cpu(cpu) => cpu.ledger().reset_peak(),
+            Self::Cpu(_) => Ok(()),
+            Self::Cuda(cuda) => cuda.synchronize(),
         }
     }
 }
 
-impl OutOfMemory {
-    fn into_error(self, device: &'static str) -> Error {
-        let mebibytes = |bytes: usize| bytes.div_ceil(1 << 20);
-        let expected = format!("{} MiB more for {}", mebibytes(self.bytes), self.kind.name());
-        let got = format!("no memory, with {} MiB held", mebibytes(self.held));
-        Error::device(Place::item(device), expected, got).hint("take a smaller batch, or shorter examples or prompt")
-    }
+/// The number of the GPU called `cuda` or `cuda:N`.
+fn gpu_named(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("cuda")?;
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix(':')?.parse().ok() }
+}
+
+/// Unwinds to [`Device::run`], which returns the error: for the few places, copies of tensors and buffers that come and
+/// go, where threading a result through would cost more clarity than the rare failure of a GPU is worth.
+pub(crate) fn unwind(error: Error) -> ! {
+    std::panic::resume_unwind(Box::new(error))
 }

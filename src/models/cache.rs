@@ -5,7 +5,7 @@ use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tape::Var;
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 
 /// Keys and values of every layer, `[rows, key heads · head_dim]` each. Which row belongs to what is the caller's plan:
 /// a prompt's rows first, then a stretch for each sequence, say.
@@ -49,10 +49,7 @@ impl KeyValueCache {
         }
         let all = self.keys.iter_mut().zip(&other.keys).chain(self.values.iter_mut().zip(&other.values));
         for (to, from) in all {
-            let length = rows * from.cols();
-            with_element!(to.dtype(), E => {
-                to.make_mut::<E>()[..length].copy_from_slice(&from.as_slice::<E>()[..length]);
-            });
+            to.copy_from_prefix(from, rows)?;
         }
         Ok(())
     }
@@ -62,17 +59,7 @@ impl Step<'_> {
     /// Puts the new rows of layer `layer` in their places and returns the whole cache of the layer.
     pub(super) fn extend(&mut self, layer: usize, keys: &Var, values: &Var) -> Result<(Var, Var)> {
         let place = |cache: &mut Tensor, new: &Tensor, placement: &[usize]| {
-            if new.rows() != placement.len() || placement.iter().any(|&row| row >= cache.rows()) {
-                let expected = format!("{} rows within {}", placement.len(), cache.rows());
-                return Err(Error::op("cache", expected, new.describe()));
-            }
-            let cols = new.cols();
-            with_element!(cache.dtype(), E => {
-                let target = cache.make_mut::<E>();
-                for (row, &to) in placement.iter().enumerate() {
-                    target[to * cols..(to + 1) * cols].copy_from_slice(new.row::<E>(row));
-                }
-            });
+            cache.write_rows(placement, new)?;
             Ok(Var::constant(cache.clone()))
         };
         let keys = place(&mut self.cache.keys[layer], keys.tensor(), self.placement)?;

@@ -3,6 +3,7 @@
 use super::config::ModelConfig;
 use super::{Step, load::Loader};
 use crate::error::Result;
+use crate::indices::Indices;
 use crate::layout::Layout;
 use crate::nn::{Linear, Norm};
 use crate::ops::{self, Activation, Positions, attention::Heads};
@@ -69,7 +70,7 @@ impl Gpt2 {
         layout: &Layout,
         mut step: Option<Step<'_>>,
     ) -> Result<Var> {
-        let scored: Arc<[usize]> = layout.scored_rows.as_slice().into();
+        let scored = Indices::from(layout.scored_rows.as_slice());
         let (all, trimmed) = (Arc::new(layout.all.clone()), Arc::new(layout.scored.clone()));
         let positions = Positions { table: &self.positions, of_row: &layout.positions };
         let mut x = ops::embedding(tape, prompt, &self.embedding, &layout.ids, Some(positions))?;
@@ -109,7 +110,7 @@ impl Layer {
         let part = |index: usize| -> Result<Linear> {
             let outputs = index * width..(index + 1) * width;
             let bias = Some(loader.row(&bias[outputs.clone()])?);
-            Ok(Linear { weight: Arc::new(loader.hold(weight.outputs(outputs)?)), bias })
+            Ok(Linear { weight: Arc::new(loader.hold(weight.outputs(outputs)?)?), bias })
         };
         let linear = |hf, gguf, outputs, inputs| loader.linear(&name(hf, gguf), outputs, inputs, orientation, true);
         Ok(Self {

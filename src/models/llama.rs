@@ -3,6 +3,7 @@
 use super::config::{Family, ModelConfig};
 use super::{Step, load::Loader};
 use crate::error::Result;
+use crate::indices::Indices;
 use crate::layout::Layout;
 use crate::nn::{Linear, Norm, RotaryTable};
 use crate::ops::{self, Activation, Pairing, attention::Heads};
@@ -92,7 +93,7 @@ impl Llama {
         }
         let is_permuted = names.gguf && config.family == Family::Llama;
         let pairing = if is_permuted { Pairing::Neighbours } else { Pairing::Halves };
-        let rotary = RotaryTable::new(loader.device, loader.dtype(), pairing, frequencies);
+        let rotary = RotaryTable::new(loader.device, loader.dtype().accumulator(), pairing, frequencies);
         let llama = Self { embedding, layers, norm, rotary, heads: config.heads(), activation: config.activation };
         Ok((llama, head))
     }
@@ -109,9 +110,9 @@ impl Llama {
         mut step: Option<Step<'_>>,
     ) -> Result<Var> {
         let rotation = self.rotary.up_to(layout.positions.iter().max().map_or(0, |last| last + 1))?;
-        let positions: Arc<[usize]> = layout.positions.as_slice().into();
-        let scored: Arc<[usize]> = layout.scored_rows.as_slice().into();
-        let scored_positions: Arc<[usize]> = scored.iter().map(|&row| positions[row]).collect();
+        let positions = Indices::from(layout.positions.as_slice());
+        let scored = Indices::from(layout.scored_rows.as_slice());
+        let scored_positions: Indices = scored.iter().map(|&row| positions[row]).collect();
         let (all, trimmed) = (Arc::new(layout.all.clone()), Arc::new(layout.scored.clone()));
 
         let mut x = ops::embedding(tape, prompt, &self.embedding, &layout.ids, None)?;

@@ -100,15 +100,18 @@ impl<'a> Loader<'a> {
             Orientation::RowPerOutput => [outputs, inputs],
             Orientation::RowPerInput => [inputs, outputs],
         };
-        Ok(Arc::new(self.hold(Matrix::new(self.get(name, &shape)?, orientation)?)))
+        Ok(Arc::new(self.hold(Matrix::new(self.get(name, &shape)?, orientation)?)?))
     }
 
-    /// Widens a matrix if that was asked for.
-    pub(super) fn hold(&self, mut matrix: Matrix) -> Matrix {
+    /// Widens a matrix if that was asked for, and copies it to a GPU.
+    pub(super) fn hold(&self, mut matrix: Matrix) -> Result<Matrix> {
         if self.options.weights == WeightStorage::Widened {
             matrix.widen(self.device, self.options.dtype);
         }
-        matrix
+        if let Device::Cuda(cuda) = self.device {
+            matrix.on(cuda, self.options.dtype)?;
+        }
+        Ok(matrix)
     }
 
     /// A matrix that is not widened before it has been divided.

@@ -92,6 +92,7 @@ impl Model {
     /// [`Error::Input`] for a model that is broken, incomplete, or has a configuration value that is not supported,
     /// which is named.
     pub fn open(model: impl AsRef<Path>, device: &Device, options: ModelOptions) -> Result<Self> {
+        check_type(device, options.dtype)?;
         let name = model.as_ref().to_string_lossy().into_owned();
         let path = locate(&name)?;
         let weights = Weights::open(&path)?;
@@ -109,6 +110,7 @@ impl Model {
     /// # Errors
     /// [`Error::Op`] if the sizes contradict each other.
     pub fn random(config: ModelConfig, seed: u64, device: &Device, options: ModelOptions) -> Result<Self> {
+        check_type(device, options.dtype)?;
         let loader = Loader::new(Origin::Random { seed }, device, options);
         Self::load("random".into(), PathBuf::from("random"), config, None, &loader, options)
     }
@@ -131,7 +133,9 @@ impl Model {
                 (Network::Gpt2(gpt2), head)
             }
         };
-        let (device, mapped_bytes) = (loader.device, loader.mapped_bytes());
+        // A GPU counts the weights it holds; on a CPU they are the mapped file.
+        let mapped_bytes = if let Device::Cpu(_) = loader.device { loader.mapped_bytes() } else { 0 };
+        let device = loader.device;
         device.count_external(mapped_bytes, Kind::Weights);
         let (device, dtype) = (device.clone(), options.dtype);
         let fingerprint = loader.fingerprint();
@@ -156,6 +160,11 @@ impl Model {
     /// The device it runs on.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The type that its prompts have, and what the optimizer keeps: the one it computes in, or f32 where that is bf16.
+    pub fn prompt_dtype(&self) -> DType {
+        self.dtype.accumulator()
     }
 
     /// The type it computes in.
@@ -218,6 +227,7 @@ impl Model {
     /// [`Error::Op`] if prompt and layout do not fit.
     pub fn hidden(&self, tape: &mut Tape, prompt: &Var, layout: &Layout, step: Option<Step<'_>>) -> Result<Var> {
         self.check(layout)?;
+        let prompt = &ops::cast(tape, prompt, self.dtype)?;
         match &self.network {
             Network::Llama(llama) => llama.hidden(tape, prompt, layout, step),
             Network::Gpt2(gpt2) => gpt2.hidden(tape, prompt, layout, step),
@@ -265,6 +275,16 @@ impl Model {
     pub fn logits(&self, hidden: &Var) -> Result<Tensor> {
         Ok(ops::linear(&mut Tape::new(), &Var::constant(hidden.tensor().clone()), &self.head, None)?.into_tensor())
     }
+}
+
+fn check_type(device: &Device, dtype: DType) -> Result<()> {
+    if device.computes_in(dtype) {
+        return Ok(());
+    }
+    let types = [DType::F32, DType::F64, DType::BF16].into_iter().filter(|&dtype| device.computes_in(dtype));
+    let types: Vec<String> = types.map(|dtype| dtype.to_string()).collect();
+    let expected = format!("{} on {}", types.join(" or "), device.name());
+    Err(Error::config(Place::item("dtype"), expected, dtype.to_string()).hint("give another --dtype or --device"))
 }
 
 impl Drop for Model {

@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod cast;
 pub mod embedding;
 pub mod gated;
 pub(crate) mod gemm;
@@ -20,6 +21,7 @@ pub(crate) mod simd;
 pub use activation::{Activation, activation};
 pub use add::add;
 pub use attention::attention;
+pub use cast::cast;
 pub use embedding::{Positions, embedding};
 pub use gated::gated;
 pub use layer_norm::layer_norm;
@@ -28,3 +30,9 @@ pub use loss::{CrossEntropy, cross_entropy};
 pub use rms_norm::rms_norm;
 pub use rope::{Pairing, rope};
 pub use rows::rows;
+
+/// An op that has no kernel for GPUs.
+pub(crate) fn no_kernel(op: &'static str) -> crate::Error {
+    let place = crate::error::Place::item("cuda");
+    crate::Error::device(place, "an op that runs on GPUs", op).hint("compute with --device cpu")
+}

@@ -119,7 +119,7 @@ pub struct Summary {
 /// rows of the step, with the last good prompt saved; [`Error::Config`] for a directory that holds another run;
 /// [`Error::Input`] for a checkpoint of another run; [`Error::Io`] if nothing can be written.
 pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
-    with_element!(training.model.dtype(), E => run::Run::<E>::start(training)?.go(observer, interrupt))
+    with_element!(training.model.prompt_dtype(), E => run::Run::<E>::start(training)?.go(observer, interrupt))
 }
 
 impl Training<'_> {

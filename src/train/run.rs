@@ -159,8 +159,8 @@ impl<'a, E: Element> Run<'a, E> {
             }
         }
         let loss = nll / examples.label_tokens as f64;
-        let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
-        let gradient = gradient.make_mut::<E>();
+        let gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
+        let gradient = &mut gradient.to_vec::<E>()?[..];
         if !loss.is_finite() || gradient.iter().any(|x| !Element::is_finite(*x)) {
             return Err(self.diverged("loss and gradient", loss, &examples));
         }

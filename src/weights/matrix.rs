@@ -4,8 +4,8 @@
 //! into scratch that lives as long as the panel, so that the model never exists a second time in memory, unless
 //! [`Matrix::widen`] was asked to trade memory for speed.
 
-use super::StoredTensor;
-use crate::device::{Device, Kind};
+use super::{Format, StoredTensor};
+use crate::device::{Buffer, CudaDevice, Device, Kind, OnDevice};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, with_element};
@@ -29,6 +29,23 @@ pub struct Matrix {
     cols: Range<usize>,
     orientation: Orientation,
     widened: Option<Tensor>,
+    /// Whether GPUs hold it in the type they compute in, even where that is wider than what is stored.
+    is_widened_on_gpus: bool,
+    on_device: OnDevice<Resident>,
+}
+
+/// What a GPU holds of a matrix: the block of it, row after row.
+#[derive(Debug)]
+pub(crate) enum Resident {
+    /// In the type it computes in, `[rows, cols]` as stored.
+    Plain(Tensor),
+    /// As the file stores it; a product widens it into scratch.
+    Stored {
+        /// The elements.
+        bytes: Buffer,
+        /// Their layout.
+        format: Format,
+    },
 }
 
 /// Panels of rows or of columns of the stored block.
@@ -71,7 +88,15 @@ impl Matrix {
                 format!("shape {:?}", stored.shape()),
             ));
         };
-        Ok(Self { stored, rows: 0..rows, cols: 0..cols, orientation, widened: None })
+        Ok(Self {
+            stored,
+            rows: 0..rows,
+            cols: 0..cols,
+            orientation,
+            widened: None,
+            is_widened_on_gpus: false,
+            on_device: OnDevice::default(),
+        })
     }
 
     /// The same matrix restricted to some of its outputs, as one of the projections of a fused q, k, v.
@@ -122,13 +147,77 @@ impl Matrix {
 
     /// Widens the whole block once, to be borrowed from then on: faster steps for `rows × cols` elements of memory.
     pub fn widen(&mut self, device: &Device, dtype: DType) {
-        if !self.is_direct(dtype) {
+        if let Device::Cuda(_) = device {
+            self.is_widened_on_gpus = true;
+        } else if !self.is_direct(dtype) {
             self.widened = Some(with_element!(dtype, E => {
                 let mut whole = Tensor::scratch(device, self.rows.len(), self.cols.len(), dtype, Kind::Weights);
                 self.widen_block::<E>(0..self.rows.len(), 0..self.cols.len(), whole.make_mut());
                 whole
             }));
         }
+    }
+
+    /// The matrix in the memory of `cuda`, copied there when it is first asked for. It is held in `dtype`, unless what is
+    /// stored is narrower and nobody asked to widen it.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if it is held in another type already; [`Error::Device`] where the GPU fails.
+    pub(crate) fn on(&self, cuda: &CudaDevice, dtype: DType) -> Result<std::sync::Arc<Resident>> {
+        let resident = self.on_device.get(cuda, || self.copy_to(cuda, dtype))?;
+        match &*resident {
+            Resident::Plain(tensor) if tensor.dtype() != dtype => {
+                Err(Error::op("matrix", format!("a matrix in {dtype}"), tensor.describe()))
+            }
+            _ => Ok(resident),
+        }
+    }
+
+    fn copy_to(&self, cuda: &CudaDevice, dtype: DType) -> Result<Resident> {
+        let device = Device::Cuda(cuda.clone());
+        let (rows, cols, format) = (self.rows.len(), self.cols.len(), self.stored.format());
+        let is_same = matches!((format, dtype), (Format::F32, DType::F32) | (Format::BF16, DType::BF16));
+        let is_narrower = format.block_bytes() < format.block_len() * dtype.size();
+        if is_same || (is_narrower && !self.is_widened_on_gpus) {
+            let row_bytes = format.bytes(cols).unwrap_or(0);
+            let mut bytes = device.allocate(rows * row_bytes, Kind::Weights);
+            self.for_each_run(|first_row, run| bytes.upload_at(first_row * row_bytes, run))?;
+            return Ok(match is_same {
+                true => Resident::Plain(Tensor::from_buffer(&device, rows, cols, dtype, bytes)),
+                false => Resident::Stored { bytes, format },
+            });
+        }
+        // Through f32, a few rows at a time: the host never holds the matrix a second time.
+        const RUN: usize = 1 << 22;
+        let run_rows = (RUN / cols.max(1)).max(1);
+        let mut held = device.allocate(rows * cols * dtype.size(), Kind::Weights);
+        for first in (0..rows).step_by(run_rows) {
+            let range = first..(first + run_rows).min(rows);
+            let mut values = vec![0f32; range.len() * cols];
+            self.widen_block(range, 0..cols, &mut values);
+            let start = first * cols * dtype.size();
+            if dtype == DType::BF16 {
+                let rounded: Vec<half::bf16> = values.iter().map(|&value| half::bf16::from_f32(value)).collect();
+                held.upload_at(start, bytemuck::cast_slice(&rounded))?;
+            } else {
+                held.upload_at(start, bytemuck::cast_slice(&values))?;
+            }
+        }
+        Ok(Resident::Plain(Tensor::from_buffer(&device, rows, cols, dtype, held)))
+    }
+
+    /// The stored bytes of the block in as few pieces as they lie in, each with the row it begins at.
+    fn for_each_run(&self, mut work: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        let (format, stride) = (self.stored.format(), self.stored.shape()[1]);
+        let bytes_of = |elements: usize| elements / format.block_len() * format.block_bytes();
+        let piece = |row: usize, rows: usize| {
+            let first = bytes_of((self.rows.start + row) * stride + self.cols.start);
+            &self.stored.bytes()[first..first + bytes_of(rows * self.cols.len())]
+        };
+        if self.cols.len() == stride {
+            return work(0, piece(0, self.rows.len()));
+        }
+        (0..self.rows.len()).try_for_each(|row| work(row, piece(row, 1)))
     }
 
     /// How wide panels along `axis` should be: near `wanted`, and never cutting a quantised block.

@@ -14,6 +14,7 @@ pub mod safetensors;
 mod stored;
 
 pub use format::Format;
+pub(crate) use matrix::Resident;
 pub use matrix::{Axis, Matrix, Orientation, Panel};
 pub use stored::StoredTensor;
 

@@ -14,9 +14,10 @@ use pulp::Arch;
 ///
 /// `bytes` holds exactly `out.len() / block_len` blocks; whatever is missing on either side is left out.
 pub(super) fn widen<E: Element>(format: Format, bytes: &[u8], out: &mut [E]) {
-    match E::DTYPE {
-        DType::F32 => widen_f32(format, bytes, bytemuck::cast_slice_mut(out)),
-        DType::F64 => widen_f64(format, bytes, bytemuck::cast_slice_mut(out)),
+    if E::DTYPE == DType::F32 {
+        widen_f32(format, bytes, bytemuck::cast_slice_mut(out));
+    } else {
+        widen_f64(format, bytes, bytemuck::cast_slice_mut(out));
     }
 }
 

@@ -80,9 +80,10 @@ impl StoredTensor {
             let got = format!("{} values", values.len());
             return Err(Error::op("from_values", format!("values for {name} of shape {shape:?}"), got));
         }
-        let (format, buffer) = match E::DTYPE {
-            DType::F32 => (Format::F32, try_cast_vec(values).map(Buffer::F32).map_err(|(e, _)| e)),
-            DType::F64 => (Format::F64, try_cast_vec(values).map(Buffer::F64).map_err(|(e, _)| e)),
+        let (format, buffer) = if E::DTYPE == DType::F32 {
+            (Format::F32, try_cast_vec(values).map(Buffer::F32).map_err(|(e, _)| e))
+        } else {
+            (Format::F64, try_cast_vec(values).map(Buffer::F64).map_err(|(e, _)| e))
         };
         // Casting a vector to its own type does not fail.
         let buffer = buffer.map_err(|e| Error::op("from_values", format!("{}", E::DTYPE), e.to_string()))?;
@@ -143,10 +144,7 @@ impl StoredTensor {
 
     /// The elements in place, if they are stored as exactly `E`, aligned, in this machine's byte order.
     pub fn as_slice<E: Element>(&self) -> Option<&[E]> {
-        let stored_as = match E::DTYPE {
-            DType::F32 => Format::F32,
-            DType::F64 => Format::F64,
-        };
+        let stored_as = if E::DTYPE == DType::F32 { Format::F32 } else { Format::F64 };
         if self.format() != stored_as || cfg!(target_endian = "big") {
             return None;
         }

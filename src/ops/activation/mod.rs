@@ -3,7 +3,7 @@
 //! * saves: the gradient rows of `x`
 //! * backward: `dx = dy f'(x)`, in place
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::ops::simd::{CHUNK, vectorised};
@@ -138,14 +138,24 @@ pub(crate) use with_function;
 pub fn activation(tape: &mut Tape, x: &Var, function: Activation) -> Result<Var> {
     let input = x.tensor();
     let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
-    with_element!(input.dtype(), E => with_function!(function, F => forward::<E, F>(input, &mut output)));
+    match input.device() {
+        Device::Cpu(_) => {
+            with_element!(input.dtype(), E => with_function!(function, F => forward::<E, F>(input, &mut output)));
+        }
+        Device::Cuda(_) => return Err(super::no_kernel("activation")),
+    }
     let node = x.node();
     if !node.is_tracked() {
         return Ok(Var::constant(output));
     }
     let saved = tape.save_prefix(input, node.grad_rows());
     Ok(tape.record(output, node.grad_rows(), move |mut dy, gradients| {
-        with_element!(dy.dtype(), E => with_function!(function, F => backward::<E, F>(&mut dy, &saved)));
+        match dy.device() {
+            Device::Cpu(_) => {
+                with_element!(dy.dtype(), E => with_function!(function, F => backward::<E, F>(&mut dy, &saved)));
+            }
+            Device::Cuda(_) => return Err(super::no_kernel("activation")),
+        }
         gradients.add(node, dy)
     }))
 }

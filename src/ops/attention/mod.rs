@@ -11,7 +11,7 @@
 mod cpu;
 mod tile;
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
 use crate::layout::Segments;
 use crate::tape::{Tape, Var};
@@ -51,11 +51,15 @@ pub(crate) struct Saved {
 pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segments: &Arc<Segments>) -> Result<Var> {
     check(q, k, v, heads, segments)?;
     let input = q.tensor();
-    let new = |cols| Tensor::scratch(input.device(), input.rows(), cols, input.dtype(), Kind::Workspace);
-    let (mut output, mut lse) = (new(heads.queries * heads.dim), new(heads.queries));
-    with_element!(input.dtype(), E => {
-        cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
-    });
+    let new = |cols, dtype| Tensor::scratch(input.device(), input.rows(), cols, dtype, Kind::Workspace);
+    let mut output = new(heads.queries * heads.dim, input.dtype());
+    let mut lse = new(heads.queries, input.dtype().accumulator());
+    match input.device() {
+        Device::Cpu(_) => with_element!(input.dtype(), E => {
+            cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
+        }),
+        Device::Cuda(_) => return Err(super::no_kernel("attention")),
+    }
     // Operands may carry gradient in rows that no query sees.
     let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
     if grad_rows == 0 {
@@ -81,9 +85,12 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
         let mut dq = like(saved.query_grad_rows, &saved.q);
         let mut dk = like(saved.key_grad_rows, &saved.k);
         let mut dv = like(saved.key_grad_rows, &saved.v);
-        with_element!(d_output.dtype(), E => {
-            cpu::backward::<E>(&saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv);
-        });
+        match d_output.device() {
+            Device::Cpu(_) => with_element!(d_output.dtype(), E => {
+                cpu::backward::<E>(&saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv);
+            }),
+            Device::Cuda(_) => return Err(super::no_kernel("attention")),
+        }
         drop((saved, d_output));
         gradients.add(q, dq)?;
         gradients.add(k, dk)?;

@@ -4,7 +4,7 @@
 //! * saves: nothing
 //! * backward: the prompt's gradient is the gradient of its rows
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::ops::simd::add_assign;
@@ -50,7 +50,12 @@ pub fn embedding(
         }
     }
     let mut output = Tensor::scratch(value.device(), rows, width, value.dtype(), Kind::Workspace);
-    with_element!(value.dtype(), E => fill::<E>(value.as_slice(), table, ids, positions, output.make_mut()));
+    match value.device() {
+        Device::Cpu(_) => with_element!(value.dtype(), E => {
+            fill::<E>(value.as_slice(), table, ids, positions, output.make_mut());
+        }),
+        Device::Cuda(_) => return Err(super::no_kernel("embedding")),
+    }
     let node = prompt.node();
     if !node.is_tracked() {
         return Ok(Var::constant(output));

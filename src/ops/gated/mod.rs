@@ -4,7 +4,7 @@
 //! * backward: `d gate = dy ∘ up ∘ f'(gate)` in place, `d up = dy ∘ f(gate)`
 
 use super::activation::{Activation, Function, with_function};
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::ops::simd::{CHUNK, vectorised};
@@ -24,7 +24,12 @@ pub fn gated(tape: &mut Tape, gate: &Var, up: &Var, function: Activation) -> Res
         return Err(Error::op("gated", words(gate), words(up)));
     }
     let mut output = Tensor::scratch(g.device(), g.rows(), g.cols(), g.dtype(), Kind::Workspace);
-    with_element!(g.dtype(), E => with_function!(function, F => forward::<E, F>(g, u, &mut output)));
+    match g.device() {
+        Device::Cpu(_) => {
+            with_element!(g.dtype(), E => with_function!(function, F => forward::<E, F>(g, u, &mut output)));
+        }
+        Device::Cuda(_) => return Err(super::no_kernel("gated")),
+    }
     let (gate_node, up_node) = (gate.node(), up.node());
     if !gate_node.is_tracked() {
         return Ok(Var::constant(output));
@@ -32,7 +37,12 @@ pub fn gated(tape: &mut Tape, gate: &Var, up: &Var, function: Activation) -> Res
     let (g, u) = (tape.save_prefix(g, gate.grad_rows()), tape.save_prefix(u, up.grad_rows()));
     Ok(tape.record(output, gate_node.grad_rows(), move |mut dy, gradients| {
         let mut du = Tensor::scratch(dy.device(), dy.rows(), dy.cols(), dy.dtype(), Kind::Gradients);
-        with_element!(dy.dtype(), E => with_function!(function, F => backward::<E, F>(&mut dy, &mut du, &g, &u)));
+        match dy.device() {
+            Device::Cpu(_) => {
+                with_element!(dy.dtype(), E => with_function!(function, F => backward::<E, F>(&mut dy, &mut du, &g, &u)));
+            }
+            Device::Cuda(_) => return Err(super::no_kernel("gated")),
+        }
         gradients.add(gate_node, dy)?;
         gradients.add(up_node, du)
     }))

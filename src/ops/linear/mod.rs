@@ -5,7 +5,7 @@
 
 mod cpu;
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, with_element};
@@ -28,7 +28,10 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Tens
         return Err(Error::op("linear", format!("a bias [1, {out_features}] {}", input.dtype()), bias.describe()));
     }
     let mut output = Tensor::scratch(input.device(), input.rows(), out_features, input.dtype(), Kind::Workspace);
-    with_element!(input.dtype(), E => cpu::forward::<E>(input, matrix, bias, &mut output));
+    match input.device() {
+        Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, matrix, bias, &mut output)),
+        Device::Cuda(_) => return Err(super::no_kernel("linear")),
+    }
 
     let node = x.node();
     if !node.is_tracked() {
@@ -37,7 +40,10 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Tens
     let matrix = Arc::clone(matrix);
     Ok(tape.record(output, node.grad_rows(), move |dy, gradients| {
         gradients.accumulate(node, in_features, &dy, |dx, accumulate| {
-            with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &matrix, dx, accumulate));
+            match dy.device() {
+                Device::Cpu(_) => with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &matrix, dx, accumulate)),
+                Device::Cuda(_) => return Err(super::no_kernel("linear")),
+            }
             Ok(())
         })
     }))

@@ -9,7 +9,8 @@
 
 mod cpu;
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, with_element};
@@ -20,8 +21,8 @@ use crate::weights::{Matrix, Orientation};
 pub struct CrossEntropy {
     /// `Σ scaleᵢ nllᵢ`, `[1, 1]`.
     pub loss: Var,
-    /// The negative log-likelihood of each row's label, in nats.
-    pub nll: Vec<f64>,
+    /// The negative log-likelihood of each row's label, in nats, `[rows, 1]`. Reading it waits for a GPU.
+    pub nll: Tensor,
 }
 
 /// Scores `hidden` `[rows, d]` against the head `[vocabulary, d]`: row `i` should predict `labels[i]` and counts
@@ -45,19 +46,29 @@ pub fn cross_entropy(
     let node = hidden.node();
     let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
     let scales = node.is_tracked().then_some(scale);
-    let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, &wanted, scales));
-    let loss: f64 = nll.iter().zip(scale).map(|(nll, scale)| nll * scale).sum();
-    let loss = Tensor::from_f64(h.device(), 1, 1, h.dtype(), &[loss], Kind::Workspace)?;
+    let (loss, nll, gradient) = match h.device() {
+        Device::Cpu(_) => {
+            let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, &wanted, scales));
+            let loss: f64 = nll.iter().zip(scale).map(|(nll, scale)| nll * scale).sum();
+            let column =
+                |values: &[f64], dtype| Tensor::from_f64(h.device(), values.len(), 1, dtype, values, Kind::Workspace);
+            (column(&[loss], h.dtype())?, column(&nll, DType::F64)?, gradient)
+        }
+        Device::Cuda(_) => return Err(super::no_kernel("cross_entropy")),
+    };
     let Some(gradient) = gradient else { return Ok(CrossEntropy { loss: Var::constant(loss), nll }) };
 
     let gradient = tape.save_prefix(&gradient, node.grad_rows());
     let loss = tape.record(loss, 1, move |dy, gradients| {
         let mut gradient = gradient;
         gradient.retag(Kind::Gradients);
-        with_element!(dy.dtype(), E => {
-            let factor = dy.as_slice::<E>()[0];
-            gradient.make_mut::<E>().iter_mut().for_each(|x| *x *= factor);
-        });
+        match dy.device() {
+            Device::Cpu(_) => with_element!(dy.dtype(), E => {
+                let factor = dy.as_slice::<E>()[0];
+                gradient.make_mut::<E>().iter_mut().for_each(|x| *x *= factor);
+            }),
+            Device::Cuda(_) => return Err(super::no_kernel("cross_entropy")),
+        }
         gradients.add(node, gradient)
     });
     Ok(CrossEntropy { loss, nll })
@@ -73,7 +84,10 @@ pub fn log_probabilities(hidden: &Tensor, head: &Matrix, wanted: &[(usize, u32)]
     if let Some((row, _)) = wanted.iter().find(|&&(row, _)| row >= hidden.rows()) {
         return Err(Error::op("log_probabilities", format!("rows below {}", hidden.rows()), row.to_string()));
     }
-    let (nll, _) = with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None));
+    let (nll, _) = match hidden.device() {
+        Device::Cpu(_) => with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None)),
+        Device::Cuda(_) => return Err(super::no_kernel("cross_entropy")),
+    };
     Ok(nll.into_iter().map(|nll| -nll).collect())
 }
 

@@ -5,7 +5,7 @@
 
 mod cpu;
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, with_element};
@@ -21,7 +21,10 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
         return Err(Error::op("rms_norm", expected, weight.describe()));
     }
     let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
-    with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output));
+    match input.device() {
+        Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output)),
+        Device::Cuda(_) => return Err(super::no_kernel("rms_norm")),
+    }
 
     let node = x.node();
     if !node.is_tracked() {
@@ -31,7 +34,12 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
     let weight = weight.clone();
     Ok(tape.record(output, node.grad_rows(), move |dy, gradients| {
         gradients.accumulate(node, saved.cols(), &dy, |dx, accumulate| {
-            with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &saved, &weight, epsilon, dx, accumulate));
+            match dy.device() {
+                Device::Cpu(_) => {
+                    with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &saved, &weight, epsilon, dx, accumulate))
+                }
+                Device::Cuda(_) => return Err(super::no_kernel("rms_norm")),
+            }
             Ok(())
         })
     }))

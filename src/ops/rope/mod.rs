@@ -4,8 +4,10 @@
 //! * saves: the positions
 //! * backward: the inverse rotation, in place
 
+use crate::device::Device;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::indices::Indices;
 use crate::ops::simd::{rows_per_task, vectorised};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, with_element};
@@ -37,7 +39,7 @@ pub struct Rotation {
 ///
 /// # Errors
 /// [`Error::Op`] if the shapes do not fit or a position is not in the table.
-pub fn rope(tape: &mut Tape, x: Var, rotation: &Arc<Rotation>, positions: &Arc<[usize]>) -> Result<Var> {
+pub fn rope(tape: &mut Tape, x: Var, rotation: &Arc<Rotation>, positions: &Indices) -> Result<Var> {
     let node = x.node();
     let mut output = x.into_tensor();
     let head_dim = 2 * rotation.cos.cols();
@@ -48,18 +50,29 @@ pub fn rope(tape: &mut Tape, x: Var, rotation: &Arc<Rotation>, positions: &Arc<[
     if let Some(far) = positions.iter().find(|&&position| position >= rotation.cos.rows()) {
         return Err(Error::op("rope", format!("positions below {}", rotation.cos.rows()), far.to_string()));
     }
-    with_element!(output.dtype(), E => rotate::<E>(&mut output, rotation, positions, E::ONE));
+    turn(&mut output, rotation, positions, 1)?;
     if !node.is_tracked() {
         return Ok(Var::constant(output));
     }
-    let (rotation, positions) = (Arc::clone(rotation), Arc::clone(positions));
+    let (rotation, positions) = (Arc::clone(rotation), positions.clone());
     Ok(tape.record(output, node.grad_rows(), move |mut dy, gradients| {
-        with_element!(dy.dtype(), E => rotate::<E>(&mut dy, &rotation, &positions, -E::ONE));
+        turn(&mut dy, &rotation, &positions, -1)?;
         gradients.add(node, dy)
     }))
 }
 
-/// Rotates by `direction · θ`.
+/// Rotates the rows of `x` by `direction · θ`; there may be fewer of them than positions.
+fn turn(x: &mut Tensor, rotation: &Rotation, positions: &Indices, direction: i32) -> Result<()> {
+    match x.device() {
+        Device::Cpu(_) => with_element!(x.dtype(), E => {
+            rotate::<E>(x, rotation, positions, E::from_f64(f64::from(direction)));
+        }),
+        Device::Cuda(_) => return Err(super::no_kernel("rope")),
+    }
+    Ok(())
+}
+
+/// The same on the CPU.
 fn rotate<E: Element>(x: &mut Tensor, rotation: &Rotation, positions: &[usize], direction: E) {
     let (cols, half) = (x.cols(), rotation.cos.cols());
     let rows = rows_per_task(cols);

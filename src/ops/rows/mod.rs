@@ -3,29 +3,32 @@
 //! * saves: the indices
 //! * backward: `dx[index[i]] += dy[i]`, in the order of `i`
 
-use crate::device::Kind;
+use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
+use crate::indices::Indices;
 use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Tensor, with_element};
-use std::sync::Arc;
 
 /// The rows `index` of `x`, `[index.len(), cols]`. A row may be taken more than once.
 ///
 /// # Errors
 /// [`Error::Op`] for an index out of bounds.
-pub fn rows(tape: &mut Tape, x: &Var, index: &Arc<[usize]>) -> Result<Var> {
+pub fn rows(tape: &mut Tape, x: &Var, index: &Indices) -> Result<Var> {
     let input = x.tensor();
     if let Some(&out) = index.iter().find(|&&row| row >= input.rows()) {
         return Err(Error::op("rows", format!("an index below {}", input.rows()), out.to_string()));
     }
     let cols = input.cols();
     let mut output = Tensor::scratch(input.device(), index.len(), cols, input.dtype(), Kind::Workspace);
-    with_element!(input.dtype(), E => {
+    match input.device() {
+        Device::Cpu(_) => with_element!(input.dtype(), E => {
         let target = output.make_mut::<E>();
         for (position, &row) in index.iter().enumerate() {
             target[position * cols..(position + 1) * cols].copy_from_slice(input.row(row));
         }
-    });
+        }),
+        Device::Cuda(_) => return Err(super::no_kernel("rows")),
+    }
 
     let node = x.node();
     // Gradient rows are a prefix: up to the last taken row that can carry any.
@@ -33,10 +36,15 @@ pub fn rows(tape: &mut Tape, x: &Var, index: &Arc<[usize]>) -> Result<Var> {
     if grad_rows == 0 {
         return Ok(Var::constant(output));
     }
-    let index = Arc::clone(index);
+    let index = index.clone();
     Ok(tape.record(output, grad_rows, move |dy, gradients| {
         gradients.accumulate(node, cols, &dy, |dx, accumulate| {
-            with_element!(dy.dtype(), E => scatter::<E>(dy.as_slice(), &index[..grad_rows], dx, accumulate));
+            match dy.device() {
+                Device::Cpu(_) => with_element!(dy.dtype(), E => {
+                    scatter::<E>(dy.as_slice(), &index[..grad_rows], dx, accumulate);
+                }),
+                Device::Cuda(_) => return Err(super::no_kernel("rows")),
+            }
             Ok(())
         })
     }))

@@ -1,0 +1,424 @@
+//! A CUDA GPU: its context, one stream in which everything happens in order, pooled memory with an account, and the
+//! kernels of `kernels/*.cu`.
+//!
+//! Nothing waits for the GPU but what reads its memory. Memory that is dropped may be used again at once: what comes
+//! later in the stream comes later in time.
+
+mod driver;
+mod launch;
+
+pub(crate) use launch::{Arg, Grid, Kernel};
+
+use super::memory::{Kind, Ledger, OutOfMemory};
+use super::pool::Pool;
+use crate::error::{Error, Place, Result};
+use cudarc::driver::result::{self, stream::StreamKind};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUmodule, CUstream};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Bytes that every allocation is a multiple of, and its alignment.
+const GRANULE: usize = 256;
+
+/// What to open a GPU with.
+#[derive(Debug, Clone, Copy)]
+pub struct CudaOptions {
+    /// Which of the machine's GPUs, counted from 0.
+    pub ordinal: usize,
+    /// Whether memory that is given back is kept for later. Without it every buffer comes from the driver, which is slow
+    /// but shows the stand-in driver of the tests each read of memory that nothing wrote.
+    pub pooled: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { ordinal: 0, pooled: !cfg!(debug_assertions) }
+    }
+}
+
+/// What a GPU says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaProperties {
+    /// Its name.
+    pub name: String,
+    /// Its compute capability, major and minor.
+    pub compute_capability: (i32, i32),
+    /// Its streaming multiprocessors.
+    pub multiprocessors: i32,
+    /// Shared memory that a block may ask for, in bytes.
+    pub shared_per_block: u32,
+    /// Its memory, in bytes.
+    pub memory: usize,
+    /// The CUDA version that the driver supports, as in 12080 for 12.8.
+    pub driver_version: i32,
+}
+
+/// A GPU. Clones share it.
+#[derive(Clone)]
+pub struct CudaDevice(Arc<Inner>);
+
+struct Inner {
+    device: CUdevice,
+    context: CUcontext,
+    stream: CUstream,
+    properties: CudaProperties,
+    options: CudaOptions,
+    ledger: Ledger,
+    /// Memory given back, by length in bytes.
+    pool: Mutex<Pool<u64>>,
+    /// What is waiting to be handed to the driver.
+    modules: Mutex<Vec<CUmodule>>,
+    functions: Vec<(&'static str, &'static str, OnceLock<Vec<launch::Function>>)>,
+}
+
+// SAFETY: the handles are addresses that only the driver looks behind, and its functions may be called from any thread
+// that has the context current, which `bind` sees to.
+unsafe impl Send for Inner {}
+// SAFETY: as above; what changes is behind locks.
+unsafe impl Sync for Inner {}
+
+impl std::fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaDevice").field("properties", &self.0.properties).finish_non_exhaustive()
+    }
+}
+
+impl CudaDevice {
+    pub(super) fn new(options: CudaOptions) -> Result<Self> {
+        driver::probe()?;
+        let failed = |action: &'static str| move |refused| driver::error(action, refused);
+        result::init().map_err(failed("start"))?;
+        let count = result::device::get_count().map_err(failed("count its GPUs"))?;
+        let ordinal = i32::try_from(options.ordinal).ok().filter(|&ordinal| ordinal < count).ok_or_else(|| {
+            Error::device(
+                Place::item("cuda"),
+                format!("a GPU of number {}", options.ordinal),
+                format!("{count} of them"),
+            )
+            .hint("see what nvidia-smi lists, or compute with --device cpu")
+        })?;
+        let device = result::device::get(ordinal).map_err(failed("open the GPU"))?;
+        let properties = properties(device)?;
+        if properties.compute_capability < (8, 0) {
+            let (major, minor) = properties.compute_capability;
+            return Err(Error::device(
+                Place::item("cuda"),
+                "a GPU of compute capability 8.0 or later",
+                format!("{} with {major}.{minor}", properties.name),
+            )
+            .hint("take another GPU, or compute with --device cpu"));
+        }
+        // SAFETY: the device is one that the driver gave.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("make a context"))?;
+        // SAFETY: the context was retained just now.
+        unsafe { result::ctx::set_current(context) }.map_err(failed("use its context"))?;
+        let stream = result::stream::create(StreamKind::NonBlocking).map_err(failed("make a stream"));
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(refused) => {
+                // SAFETY: retained above, and nothing else uses it.
+                let _ = unsafe { result::primary_ctx::release(device) };
+                return Err(refused);
+            }
+        };
+        let functions = super::kernels::MODULES.iter().map(|&(op, ptx)| (op, ptx, OnceLock::new())).collect();
+        Ok(Self(Arc::new(Inner {
+            device,
+            context,
+            stream,
+            properties,
+            options,
+            ledger: Ledger::default(),
+            pool: Mutex::default(),
+            modules: Mutex::default(),
+            functions,
+        })))
+    }
+
+    /// What the GPU says of itself.
+    pub fn properties(&self) -> &CudaProperties {
+        &self.0.properties
+    }
+
+    /// Whether both are the same device.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Waits until everything asked for so far is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for what went wrong in any of it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the device.
+        unsafe { result::stream::synchronize(self.0.stream) }.map_err(|refused| driver::error("finish", refused))
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    pub(crate) fn stream(&self) -> CUstream {
+        self.0.stream
+    }
+
+    fn shared_limit(&self) -> u32 {
+        self.0.properties.shared_per_block
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool<u64>> {
+        self.0.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the context current on this thread.
+    pub(crate) fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained as long as the device lives.
+        unsafe { result::ctx::set_current(self.0.context) }.map_err(|refused| driver::error("use its context", refused))
+    }
+
+    fn keep_module(&self, module: CUmodule) {
+        self.0.modules.lock().unwrap_or_else(PoisonError::into_inner).push(module);
+    }
+
+    /// The kernels of `op`, loaded when they are first asked for.
+    fn functions(&self, op: &'static str) -> Result<&[launch::Function]> {
+        let found = self.0.functions.iter().find(|(name, ..)| *name == op);
+        let (_, ptx, functions) =
+            found.ok_or_else(|| Error::op("launch", format!("kernels for {op}"), "none in this build"))?;
+        if functions.get().is_none() {
+            // Two threads may load a module at once; one of them is kept, and the other's goes with the device.
+            let _ = functions.set(self.load_module(op, ptx)?);
+        }
+        Ok(functions.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// Unwinds to [`super::Device::run`] where memory runs out or the driver fails.
+    pub(super) fn allocate(&self, bytes: usize, kind: Kind) -> CudaBuffer {
+        let length = bytes.next_multiple_of(GRANULE);
+        self.0.ledger.add(bytes, kind);
+        let pooled = self.pool().take(length);
+        let (length, address) = match pooled {
+            Some(block) => block,
+            None if bytes == 0 => (0, 0),
+            None => (length, self.allocate_fresh(length, bytes, kind)),
+        };
+        CudaBuffer { address, length, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
+    }
+
+    fn allocate_fresh(&self, length: usize, bytes: usize, kind: Kind) -> u64 {
+        let try_once = || {
+            // SAFETY: the stream lives as long as the device, and all uses of the memory are in it.
+            unsafe { result::malloc_async(self.0.stream, length) }
+        };
+        let outcome = self.bind().and_then(|()| match try_once() {
+            Err(refused) if driver::is_out_of_memory(&refused) => {
+                // What the pool keeps may be what is missing.
+                let kept = self.pool().drain();
+                kept.into_iter().try_for_each(|address| self.free(address))?;
+                self.synchronize()?;
+                match try_once() {
+                    Err(refused) if driver::is_out_of_memory(&refused) => Ok(None),
+                    other => other.map(Some).map_err(|refused| driver::error("allocate", refused)),
+                }
+            }
+            other => other.map(Some).map_err(|refused| driver::error("allocate", refused)),
+        });
+        match outcome {
+            Ok(Some(address)) => address,
+            Ok(None) => OutOfMemory::unwind(&self.0.ledger, bytes, kind),
+            Err(failed) => {
+                self.0.ledger.remove(bytes, kind);
+                super::unwind(failed)
+            }
+        }
+    }
+
+    fn free(&self, address: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the address came from this stream's allocator, and no buffer holds it.
+        unsafe { result::free_async(address, self.0.stream) }.map_err(|refused| driver::error("free memory", refused))
+    }
+
+    fn give_back(&self, length: usize, address: u64) {
+        if length == 0 {
+            return;
+        }
+        let room = if self.0.options.pooled { self.0.ledger.room_in_pool() } else { 0 };
+        for address in self.pool().put(length, address, room) {
+            // A drop cannot report; a driver that fails here fails at the next call that can.
+            let _ = self.free(address);
+        }
+    }
+}
+
+fn properties(device: CUdevice) -> Result<CudaProperties> {
+    let failed = |refused| driver::error("describe the GPU", refused);
+    // SAFETY: the device is one that the driver gave.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(failed);
+    let mut driver_version = 0;
+    // SAFETY: writes one integer.
+    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut driver_version) }.result().map_err(failed)?;
+    let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    Ok(CudaProperties {
+        name: result::device::get_name(device).map_err(failed)?,
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: u32::try_from(shared).unwrap_or(0),
+        // SAFETY: the device is one that the driver gave.
+        memory: unsafe { result::device::total_mem(device) }.map_err(failed)?,
+        driver_version,
+    })
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A drop cannot report. The context must be current to give back what belongs to it.
+        // SAFETY: context, stream, modules and pooled memory are this device's own, and nothing else holds them: a
+        // buffer holds the device.
+        unsafe {
+            if result::ctx::set_current(self.context).is_ok() {
+                for address in self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+                    let _ = result::free_async(address, self.stream);
+                }
+                let _ = result::stream::synchronize(self.stream);
+                for module in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                    let _ = result::module::unload(module);
+                }
+                let _ = result::stream::destroy(self.stream);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// Bytes of a GPU's memory, aligned to 256, returned to the device's pool when dropped.
+pub struct CudaBuffer {
+    address: u64,
+    /// Bytes taken of the device.
+    length: usize,
+    /// Bytes asked for.
+    bytes: usize,
+    kind: AtomicU8,
+    device: CudaDevice,
+}
+
+impl CudaBuffer {
+    /// The bytes asked for.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether no bytes were asked for.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// What the buffer is held for.
+    pub fn kind(&self) -> Kind {
+        Kind::from_index(self.kind.load(Ordering::Relaxed))
+    }
+
+    /// Counts the buffer under another kind from now on.
+    pub fn retag(&self, kind: Kind) {
+        let before = Kind::from_index(self.kind.swap(kind as u8, Ordering::Relaxed));
+        self.device.0.ledger.retag(self.bytes, before, kind);
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Copies `bytes` to the start of the buffer. They may be changed as soon as this returns.
+    pub(super) fn upload(&mut self, bytes: &[u8]) -> Result<()> {
+        self.upload_at(0, bytes)
+    }
+
+    /// Copies `bytes` into the buffer from byte `start` on.
+    pub(super) fn upload_at(&mut self, start: usize, bytes: &[u8]) -> Result<()> {
+        self.check("upload", start, bytes.len())?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: the range was checked. The host memory is pageable, so the driver has read it when it returns.
+        unsafe { result::memcpy_htod_async(self.address + start as u64, bytes, self.device.0.stream) }
+            .map_err(|refused| driver::error("copy to the GPU", refused))
+    }
+
+    /// Copies the first bytes of the buffer out, when everything asked for before is done.
+    pub(super) fn download(&self, bytes: &mut [u8]) -> Result<()> {
+        self.check("download", 0, bytes.len())?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: the range was checked, and the stream is waited for before `bytes` is given up.
+        unsafe { result::memcpy_dtoh_async(bytes, self.address, self.device.0.stream) }
+            .map_err(|refused| driver::error("copy from the GPU", refused))?;
+        self.device.synchronize()
+    }
+
+    /// Copies `length` bytes of `from`, starting at `start`, to `to` on.
+    pub(super) fn copy_from(&mut self, to: usize, from: &Self, start: usize, length: usize) -> Result<()> {
+        self.check("copy", to, length)?;
+        from.check("copy", start, length)?;
+        if !self.device.is(&from.device) {
+            return Err(Error::op("copy", "buffers of one GPU", "buffers of two"));
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let (to, from) = (self.address + to as u64, from.address + start as u64);
+        // SAFETY: both ranges were checked, and lie in different buffers.
+        unsafe { result::memcpy_dtod_async(to, from, length, self.device.0.stream) }
+            .map_err(|refused| driver::error("copy on the GPU", refused))
+    }
+
+    /// Sets every byte to 0.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: the buffer's own bytes.
+        unsafe { result::memset_d8_async(self.address, 0, self.bytes, self.device.0.stream) }
+            .map_err(|refused| driver::error("clear memory", refused))
+    }
+
+    /// Sets every 4-byte word to `word`.
+    pub(super) fn fill_words(&mut self, word: u32) -> Result<()> {
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: the buffer's own bytes, of which there are whole words.
+        unsafe { cudarc::driver::sys::cuMemsetD32Async(self.address, word, self.bytes / 4, self.device.0.stream) }
+            .result()
+            .map_err(|refused| driver::error("fill memory", refused))
+    }
+
+    fn check(&self, action: &'static str, start: usize, length: usize) -> Result<()> {
+        if start.checked_add(length).is_some_and(|end| end <= self.bytes) {
+            return Ok(());
+        }
+        Err(Error::op(action, format!("a range within {} bytes", self.bytes), format!("{length} from {start}")))
+    }
+}
+
+impl Drop for CudaBuffer {
+    fn drop(&mut self) {
+        self.device.0.ledger.remove(self.bytes, self.kind());
+        self.device.give_back(self.length, self.address);
+    }
+}
+
+impl std::fmt::Debug for CudaBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaBuffer").field("bytes", &self.bytes).field("kind", &self.kind()).finish_non_exhaustive()
+    }
+}
