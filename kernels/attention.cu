@@ -8,92 +8,7 @@
 // memory. Kernels of a tile run on a grid of (tiles, key heads); nothing is added up by two blocks, so the bits do not
 // depend on their order. Where many queries share keys, a key tile's sum over queries is split into tasks that each
 // write a partial sum, and attention_reduce adds those in order.
-#include "attention_bf16.cuh"
-#include "attention_f32.cuh"
-
-typedef bf16 element_bf16;
-typedef float element_f32;
-
-// A kernel of which at least `blocks` fit on a multiprocessor, by registers.
-#define TILED(name, blocks) extern "C" __global__ void __launch_bounds__(THREADS, blocks) name
-
-#define FORWARD(TYPE, D, BLOCKS, ...)                                                                                 \
-  TILED(attention_forward_d##D##_##TYPE, BLOCKS)                                                                      \
-  (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
-   element_##TYPE* __restrict__ o, float* __restrict__ lse, const QueryTile* __restrict__ tiles,                      \
-   const Span* __restrict__ spans, const int* __restrict__ limits, const float* __restrict__ bias,                    \
-   const int* __restrict__ query_positions, const int* __restrict__ key_positions, int bias_width, int bias_offset,   \
-   int key_heads, int group, int dim, float scale) {                                                                  \
-    forward_##TYPE<D, __VA_ARGS__>(q, k, v, o, lse, tiles, spans, limits,                                             \
-                                   Bias{bias, query_positions, key_positions, bias_width, bias_offset}, key_heads,    \
-                                   group, dim, scale);                                                                \
-  }
-
-// Makes the first `query_rows` rows of dq.
-#define BACKWARD_QUERIES(TYPE, D, BLOCKS, ...)                                                                        \
-  TILED(attention_backward_queries_d##D##_##TYPE, BLOCKS)                                                             \
-  (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
-   const element_##TYPE* __restrict__ d_o, const float* __restrict__ lse, const float* __restrict__ delta,            \
-   element_##TYPE* __restrict__ dq, const QueryTile* __restrict__ tiles, const Span* __restrict__ spans,              \
-   const int* __restrict__ limits, const float* __restrict__ bias, const int* __restrict__ query_positions,           \
-   const int* __restrict__ key_positions, int bias_width, int bias_offset, int query_rows, int key_heads, int group,  \
-   int dim, float scale) {                                                                                            \
-    backward_queries_##TYPE<D, __VA_ARGS__>(q, k, v, d_o, lse, delta, dq, tiles, spans, limits,                       \
-                                            Bias{bias, query_positions, key_positions, bias_width, bias_offset},      \
-                                            query_rows, key_heads, group, dim, scale);                                \
-  }
-
-// Makes the rows of dk and dv, or the partial sums [slots, tile, key_heads · dim], that the tasks name.
-#define BACKWARD_KEYS(TYPE, D, BLOCKS, ...)                                                                           \
-  TILED(attention_backward_keys_d##D##_##TYPE, BLOCKS)                                                                \
-  (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
-   const element_##TYPE* __restrict__ d_o, const float* __restrict__ lse, const float* __restrict__ delta,            \
-   element_##TYPE* __restrict__ dk, element_##TYPE* __restrict__ dv, float* __restrict__ dk_partial,                  \
-   float* __restrict__ dv_partial, const KeyTask* __restrict__ tasks, const Visit* __restrict__ visits,               \
-   const int* __restrict__ limits, const float* __restrict__ bias, const int* __restrict__ query_positions,           \
-   const int* __restrict__ key_positions, int bias_width, int bias_offset, int key_heads, int group, int dim,         \
-   float scale) {                                                                                                     \
-    backward_keys_##TYPE<D, __VA_ARGS__>(q, k, v, d_o, lse, delta, dk, dv, dk_partial, dv_partial, tasks, visits,     \
-                                         limits, Bias{bias, query_positions, key_positions, bias_width, bias_offset}, \
-                                         key_heads, group, dim, scale);                                               \
-  }
-
-// Head size, blocks on a multiprocessor, keys of a buffer.
-FORWARD(bf16, 32, 4, 64)
-FORWARD(bf16, 64, 3, 64)
-FORWARD(bf16, 96, 3, 32)
-FORWARD(bf16, 128, 3, 32)
-FORWARD(bf16, 256, 2, 32)
-FORWARD(f32, 32, 4, 32)
-FORWARD(f32, 64, 4, 32)
-FORWARD(f32, 96, 4, 32)
-FORWARD(f32, 128, 4, 32)
-FORWARD(f32, 256, 3, 16)
-
-// Head size, blocks on a multiprocessor, keys of a buffer, keys that a warp works on at once.
-BACKWARD_QUERIES(bf16, 32, 4, 32, 32)
-BACKWARD_QUERIES(bf16, 64, 3, 32, 32)
-BACKWARD_QUERIES(bf16, 96, 4, 32, 32)
-BACKWARD_QUERIES(bf16, 128, 3, 32, 32)
-BACKWARD_QUERIES(bf16, 256, 2, 16, 16)
-BACKWARD_QUERIES(f32, 32, 4, 32)
-BACKWARD_QUERIES(f32, 64, 4, 32)
-BACKWARD_QUERIES(f32, 96, 4, 32)
-BACKWARD_QUERIES(f32, 128, 4, 32)
-BACKWARD_QUERIES(f32, 256, 3, 16)
-
-// Head size, blocks on a multiprocessor, queries of a buffer, queries that a warp works on at once, whether dk and dv
-// are made by different blocks.
-BACKWARD_KEYS(bf16, 32, 4, 32, 16, false)
-BACKWARD_KEYS(bf16, 64, 3, 32, 16, false)
-BACKWARD_KEYS(bf16, 96, 2, 32, 16, false)
-BACKWARD_KEYS(bf16, 128, 2, 32, 16, false)
-BACKWARD_KEYS(bf16, 256, 2, 16, 16, true)
-BACKWARD_KEYS(f32, 32, 4, 32)
-BACKWARD_KEYS(f32, 64, 4, 32)
-BACKWARD_KEYS(f32, 96, 3, 32)
-BACKWARD_KEYS(f32, 128, 3, 32)
-BACKWARD_KEYS(f32, 256, 2, 16)
+#include "attention_tiles.cuh"
 
 // delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head.
 template <typename T>
@@ -116,7 +31,7 @@ DEVICE void delta_of(const T* __restrict__ o, const T* __restrict__ d_o, float* 
       for (int d = lane; d < dim; d += 8) sum = fmaf(to_float(o[d]), to_float(d_o[d]), sum);
     }
   }
-  sum = row_sum(sum);
+  sum = sum_of_8(sum);
   if (i < count && lane == 0) delta[i] = sum;
 }
 
@@ -143,8 +58,10 @@ DEVICE void reduce(const float* __restrict__ dk_partial, const float* __restrict
   if (element + 3 < count && width % 4 == 0) {
     float total[4] = {};
     for (int s = 0; s < sum.slots; s++) {
-      const float4 x = read4(partial + s * slot + element);
-      total[0] += x.x, total[1] += x.y, total[2] += x.z, total[3] += x.w;
+      float x[4];
+      load4(partial + s * slot + element, x);
+#pragma unroll
+      for (int i = 0; i < 4; i++) total[i] += x[i];
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) out[element + i] = from_float<T>(total[i]);

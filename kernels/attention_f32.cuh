@@ -11,16 +11,6 @@ DEVICE float4 read4(const float* p) { return *reinterpret_cast<const float4*>(p)
 DEVICE float dot4(float4 a, float4 b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
-DEVICE float row_sum(float x) {
-#pragma unroll
-  for (int distance = 4; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
-DEVICE float row_max(float x) {
-#pragma unroll
-  for (int distance = 4; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, distance));
-  return x;
-}
 
 // s[r][j] = left row r · rows[8 j + lane of the row].
 template <int D, int N> DEVICE void scores_f32(float (&s)[2][N / 8], const float* left, const float* rows) {
@@ -132,7 +122,7 @@ DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o
         if (first + key >= limit[r]) s[r][j] = -INFINITY;
         next_top = fmaxf(next_top, s[r][j]);
       }
-      next_top = row_max(next_top);
+      next_top = max_of_8(next_top);
       const float shrink = expf(top[r] - next_top);
       top[r] = next_top;
       total[r] *= shrink;
@@ -151,7 +141,7 @@ DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o
   }
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    total[r] = row_sum(total[r]);
+    total[r] = sum_of_8(total[r]);
     if (index[r] >= tile.end) continue;
     if (lane == 0) lse[stack.place(index[r])] = top[r] + logf(total[r]);
     store_row_f32<D>(o + stack.place(index[r], dim), sum[r], 1 / total[r], dim);

@@ -15,6 +15,18 @@
 
 constexpr int THREADS = 128;
 
+// Over 8 neighbouring lanes; each of them gets the result.
+DEVICE float sum_of_8(float x) {
+#pragma unroll
+  for (int distance = 4; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+DEVICE float max_of_8(float x) {
+#pragma unroll
+  for (int distance = 4; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, distance));
+  return x;
+}
+
 // Queries of one forward block, and of one block of dq.
 struct alignas(16) QueryTile {
   int query_row;         // first row of the segment
