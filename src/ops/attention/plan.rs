@@ -21,7 +21,7 @@ pub(super) struct QueryPlan {
     /// First key row, and the number of that key to the segment.
     pub(super) spans: Records<2>,
     /// How many keys each query row sees.
-    pub(super) limits: Vec<i32>,
+    pub(super) limits: Records<1>,
 }
 
 /// For the kernels whose blocks own keys: `dk` and `dv`.
@@ -62,7 +62,7 @@ impl QueryPlan {
         let mut plan = Self { tiles: Vec::new(), spans: Vec::new(), limits: Vec::with_capacity(segments.query_rows()) };
         for segment in segments.as_slice().iter().filter(|segment| !segment.queries.is_empty()) {
             let context: usize = segment.context.iter().map(|span| span.len()).sum();
-            let limits = segment.queries.clone().map(|row| int(context + segments.visible()[row]));
+            let limits = segment.queries.clone().map(|row| [int(context + segments.visible()[row])]);
             let first_limit = plan.limits.len();
             plan.limits.extend(limits);
             let first_span = plan.spans.len();
@@ -72,7 +72,7 @@ impl QueryPlan {
             for begin in (0..stacked).step_by(tile) {
                 let end = (begin + tile).min(stacked);
                 let rows = first_limit + begin / group..first_limit + (end - 1) / group + 1;
-                let keys = plan.limits[rows].iter().copied().max().unwrap_or(0);
+                let keys = plan.limits[rows].iter().map(|limit| limit[0]).max().unwrap_or(0);
                 let [query_row, begin, end] = [segment.queries.start, begin, end].map(int);
                 let [from, to] = [first_span, plan.spans.len()].map(int);
                 plan.tiles.push([query_row, begin, end, keys, from, to, 0, 0]);
@@ -165,13 +165,7 @@ struct Visit {
 }
 
 /// Cuts the first `key_rows` key rows where a span starts or ends, and then into tiles.
-fn key_tiles(
-    segments: &Segments,
-    group: usize,
-    tile: usize,
-    output_rows: usize,
-    key_rows: usize,
-) -> Vec<KeyTile> {
+fn key_tiles(segments: &Segments, group: usize, tile: usize, output_rows: usize, key_rows: usize) -> Vec<KeyTile> {
     let mut cuts = vec![0, key_rows];
     for segment in segments.as_slice() {
         cuts.extend(spans(segment).flat_map(|(span, _)| [span.start, span.end]).filter(|&cut| cut < key_rows));
