@@ -63,6 +63,41 @@ DEVICE void store4(bf16* p, const float (&v)[8]) {
       make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
 }
 
+// N elements as f32: a 16-byte access where N is WIDTH<T> (`p` is then 16-byte aligned), else one by one.
+template <typename T, int N> DEVICE void load(const T* p, float (&v)[N]) {
+  if constexpr (N == WIDTH<T>) {
+    load4(p, v);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = to_float(p[i]);
+  }
+}
+template <typename T, int N> DEVICE void store(T* p, const float (&v)[N]) {
+  if constexpr (N == WIDTH<T>) {
+    store4(p, v);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) p[i] = from_float<T>(v[i]);
+  }
+}
+
+// The same for the last, partial access of an array: only the first `count` elements exist. Others are 0.
+template <typename T, int N> DEVICE void load_some(const T* p, float (&v)[N], long long count) {
+  if (count >= N) return load(p, v);
+#pragma unroll
+  for (int i = 0; i < N; i++) v[i] = i < count ? to_float(p[i]) : 0.0f;
+}
+template <typename T, int N> DEVICE void store_some(T* p, const float (&v)[N], long long count) {
+  if (count >= N) return store(p, v);
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    if (i < count) p[i] = from_float<T>(v[i]);
+  }
+}
+
+// `v` as it is after being stored as T.
+template <typename T> DEVICE float rounded(float v) { return to_float(from_float<T>(v)); }
+
 // Whether rows of `cols` elements all start at a multiple of 16 bytes, so that load4 and store4 apply to them.
 template <typename T> DEVICE bool rows_are_aligned(int cols) { return cols % WIDTH<T> == 0; }
 

@@ -14,7 +14,7 @@ mod pool;
 
 pub use buffer::Buffer;
 pub use cpu::CpuDevice;
-pub(crate) use cuda::{Arg, Grid};
+pub(crate) use cuda::{Arg, Grid, Operand};
 pub use cuda::{CudaDevice, CudaOptions, CudaProperties};
 pub use memory::{Kind, MemoryReport};
 pub(crate) use on_device::OnDevice;

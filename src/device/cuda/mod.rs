@@ -7,14 +7,14 @@
 mod driver;
 mod launch;
 
-pub(crate) use launch::{Arg, Grid, Kernel};
+pub(crate) use launch::{Arg, Grid, Kernel, Operand};
 
 use super::memory::{Kind, Ledger, OutOfMemory};
 use super::pool::Pool;
 use crate::error::{Error, Place, Result};
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUmodule, CUstream};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bytes that every allocation is a multiple of, and its alignment.
@@ -64,6 +64,7 @@ struct Inner {
     properties: CudaProperties,
     options: CudaOptions,
     ledger: Ledger,
+    synchronizations: AtomicUsize,
     /// Memory given back, by length in bytes.
     pool: Mutex<Pool<u64>>,
     /// What is waiting to be handed to the driver.
@@ -129,6 +130,7 @@ impl CudaDevice {
             properties,
             options,
             ledger: Ledger::default(),
+            synchronizations: AtomicUsize::new(0),
             pool: Mutex::default(),
             modules: Mutex::default(),
             functions,
@@ -138,6 +140,11 @@ impl CudaDevice {
     /// What the GPU says of itself.
     pub fn properties(&self) -> &CudaProperties {
         &self.0.properties
+    }
+
+    /// How often the host has waited for the GPU.
+    pub fn synchronizations(&self) -> usize {
+        self.0.synchronizations.load(Ordering::Relaxed)
     }
 
     /// Whether both are the same device.
@@ -150,6 +157,7 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Device`] for what went wrong in any of it.
     pub fn synchronize(&self) -> Result<()> {
+        self.0.synchronizations.fetch_add(1, Ordering::Relaxed);
         self.bind()?;
         // SAFETY: the stream lives as long as the device.
         unsafe { result::stream::synchronize(self.0.stream) }.map_err(|refused| driver::error("finish", refused))
