@@ -194,5 +194,7 @@ DEVICE void load_query_infos(T* shared, const float* lse, const float* delta, co
   cp_async_4(info, lse + place, real);
   cp_async_4(info + sizeof(int) / sizeof(T), delta + place, real);
   cp_async_4(info + 2 * sizeof(int) / sizeof(T), limits + row, real);
-  if (bias.table != nullptr) cp_async_4(info + 3 * sizeof(int) / sizeof(T), bias.query_positions + row, real);
+  // Zero without a bias, for all four are read at once.
+  const bool placed = bias.table != nullptr;
+  cp_async_4(info + 3 * sizeof(int) / sizeof(T), placed ? bias.query_positions + row : limits, real && placed);
 }
