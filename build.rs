@@ -210,11 +210,26 @@ fn normalise(ptx: &str, ours: &Path) -> String {
             let folder = if ours.join(name).is_file() { "kernels" } else { "cuda" };
             text += &format!("{number}\"{folder}/{name}\"");
         } else {
-            text += line.trim_end();
+            text += &without_path_hash(line.trim_end());
         }
         text.push('\n');
     }
     text
+}
+
+/// Names of functions that a header keeps to itself hold `INTERNAL_` and eight digits, a hash of where the sources lie;
+/// zeros take their place. Names are written as lists of character codes.
+fn without_path_hash(line: &str) -> String {
+    const INTERNAL: &str = ",73,78,84,69,82,78,65,76,95,";
+    const DIGITS: usize = 8;
+    let Some((before, after)) = line.split_once(INTERNAL) else { return line.to_owned() };
+    let rest: Vec<&str> = after.splitn(DIGITS + 1, ',').collect();
+    match rest.as_slice() {
+        [digits @ .., rest] if digits.len() == DIGITS => {
+            format!("{before}{INTERNAL}{}{rest}", "48,".repeat(DIGITS))
+        }
+        _ => line.to_owned(),
+    }
 }
 
 fn read_prebuilt(folder: &Path) -> Result<Kernels, String> {

@@ -44,7 +44,13 @@ DEVICE void cp_async_16(void* shared, const void* global, bool real = true) {
                : "memory");
 }
 
-// The same for 4 bytes.
+// The same of the first `bytes` of the 16, 0 to 16 of them, and zeros for the others.
+DEVICE void cp_async_16_partial(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+               : "memory");
+}
+
+// The same for 4 bytes, real or not.
 DEVICE void cp_async_4(void* shared, const void* global, bool real = true) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                "r"(real ? 4 : 0)

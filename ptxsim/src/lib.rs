@@ -49,6 +49,7 @@ mod memory;
 mod module;
 mod parse;
 mod report;
+pub mod standin;
 mod warp;
 
 pub use decode::OPCODES;

@@ -1,6 +1,7 @@
 //! Device memory: allocations with red zones, marks for written bytes, and what was freed.
 
 use crate::checks::Page;
+use crate::module::Module;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -156,6 +157,8 @@ impl Drop for Allocation {
 struct Inner {
     used: usize,
     live: BTreeMap<u64, Arc<Allocation>>,
+    /// variables of modules
+    attached: BTreeMap<u64, Arc<Allocation>>,
     /// address and size of what was freed, the newest last
     freed: VecDeque<(u64, usize)>,
     quarantine: VecDeque<Arc<Allocation>>,
@@ -214,6 +217,20 @@ impl Memory {
             inner.quarantined -= old.bytes;
         }
         Ok(())
+    }
+
+    /// Lets the calls below reach a module's variables too. They do not count as used.
+    pub fn attach(&self, module: &Module) {
+        let variables = module.variables().iter().map(|variable| (variable.address, variable.clone()));
+        self.write_inner().attached.extend(variables);
+    }
+
+    /// Undoes [`Memory::attach`].
+    pub fn detach(&self, module: &Module) {
+        let mut inner = self.write_inner();
+        for variable in module.variables() {
+            inner.attached.remove(&variable.address);
+        }
     }
 
     /// Bytes allocated now.
@@ -316,8 +333,10 @@ impl Memory {
 
 impl Inner {
     fn find(&self, address: u64, bytes: usize) -> Option<&Arc<Allocation>> {
-        let (_, allocation) = self.live.range(..=address).next_back()?;
-        allocation.contains(address, bytes).then_some(allocation)
+        [&self.live, &self.attached].into_iter().find_map(|allocations| {
+            let (_, allocation) = allocations.range(..=address).next_back()?;
+            allocation.contains(address, bytes).then_some(allocation)
+        })
     }
 
     fn describe(&self, address: u64) -> String {

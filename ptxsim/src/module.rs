@@ -106,6 +106,11 @@ impl Module {
         self.kernels.iter().find(|k| k.name == name)
     }
 
+    /// The module's variables.
+    pub(crate) fn variables(&self) -> &[Arc<Allocation>] {
+        &self.globals.allocations
+    }
+
     /// Address and bytes of a `.global` or `.const` variable.
     pub fn global(&self, name: &str) -> Option<(u64, usize)> {
         let address = self.globals.address(name)?;

@@ -4,7 +4,7 @@ use crate::abi::{Handle, Host, Name, Out, entry_points};
 use crate::device;
 use crate::driver::{Driver, in_context, initialised, lock};
 use crate::error::{Error, Result};
-use ptxsim::{Kernel, Launch, Module};
+use ptxsim::{Kernel, Kind, Launch, Module};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -15,11 +15,18 @@ const PTX_VERSION: (u32, u32) = (8, 7);
 
 /// A module, as `cuModuleLoadData` left it.
 pub(crate) struct LoadedModule {
+    driver: &'static Driver,
     module: Module,
     /// Set by `cuModuleUnload`; graphs may still know its functions then.
     unloaded: AtomicBool,
     /// Handles given out: a function has one, so its attributes are shared.
     functions: Mutex<HashMap<String, Handle>>,
+}
+
+impl Drop for LoadedModule {
+    fn drop(&mut self) {
+        self.driver.memory.detach(&self.module);
+    }
 }
 
 /// A kernel and its attributes.
@@ -50,7 +57,11 @@ impl Function {
         let kernel = self.kernel()?;
         match ptxsim::run(kernel, launch, parameters, &driver.memory, &driver.options) {
             Ok(_) => Ok(()),
-            Err(report) => Err(driver.fail(Error::ILLEGAL_ADDRESS, report)),
+            Err(report) if matches!(report.kind, Kind::Geometry | Kind::Parameters) => {
+                eprintln!("ptxsim: {report}");
+                Err(Error::INVALID_VALUE)
+            }
+            Err(report) => Err(driver.fail(fault_code(report.kind), report)),
         }
     }
 
@@ -102,11 +113,21 @@ impl Function {
     }
 }
 
+/// What a GPU would say to this fault, where it noticed.
+fn fault_code(kind: Kind) -> Error {
+    match kind {
+        Kind::Misaligned => Error::MISALIGNED_ADDRESS,
+        Kind::Budget => Error::LAUNCH_TIMEOUT,
+        Kind::Race | Kind::AsyncCopy | Kind::Divergence | Kind::Trap => Error::LAUNCH_FAILED,
+        _ => Error::ILLEGAL_ADDRESS,
+    }
+}
+
 /// A refused module: the code, and what the compiler's log says.
 struct Refusal(Error, String);
 
 /// Parses PTX, after the checks that the driver makes before it compiles.
-fn load(text: &str) -> std::result::Result<LoadedModule, Refusal> {
+fn load(driver: &'static Driver, text: &str) -> std::result::Result<LoadedModule, Refusal> {
     let directive = |name| {
         let line = text.lines().map(str::trim_start).find_map(|line| line.strip_prefix(name));
         line.map(|rest| rest.split("//").next().unwrap_or_default().trim())
@@ -136,10 +157,9 @@ fn load(text: &str) -> std::result::Result<LoadedModule, Refusal> {
             return Err(Refusal(Error::NO_BINARY_FOR_GPU, text));
         }
     }
-    match Module::parse(text) {
-        Ok(module) => Ok(LoadedModule { module, unloaded: AtomicBool::new(false), functions: Mutex::default() }),
-        Err(error) => Err(Refusal(Error::INVALID_PTX, error.to_string())),
-    }
+    let module = Module::parse(text).map_err(|error| Refusal(Error::INVALID_PTX, error.to_string()))?;
+    driver.memory.attach(&module);
+    Ok(LoadedModule { driver, module, unloaded: AtomicBool::new(false), functions: Mutex::default() })
 }
 
 /// The text of an image: PTX that ends with a zero byte. Compiled code is for other devices.
@@ -158,7 +178,7 @@ fn image_text<'a>(image: *const c_char) -> std::result::Result<&'a str, Refusal>
 
 fn load_image(image: *const c_char) -> std::result::Result<Handle, Refusal> {
     let driver = in_context().map_err(|error| Refusal(error, "there is no context to load a module in".into()))?;
-    let module = load(image_text(image)?)?;
+    let module = load(driver, image_text(image)?)?;
     let handle = driver.state().modules.insert(Arc::new(module));
     Ok(handle)
 }
@@ -238,7 +258,7 @@ entry_points! {
     fn cuModuleLoad(module: Out<Handle>, path: Name) {
         let driver = in_context()?;
         let text = std::fs::read_to_string(path.text()?).map_err(|_| Error::FILE_NOT_FOUND)?;
-        let loaded = load(text.trim_end_matches('\0')).map_err(Refusal::report)?;
+        let loaded = load(driver, text.trim_end_matches('\0')).map_err(Refusal::report)?;
         let handle = driver.state().modules.insert(Arc::new(loaded));
         module.set(handle)
     }

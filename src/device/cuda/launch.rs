@@ -199,6 +199,11 @@ impl<'a> Arg<'a> {
         Self::word(buffer.device_address(), Param::Word64)
     }
 
+    /// An address that the caller vouches for.
+    pub(crate) fn address(address: u64) -> Self {
+        Self::word(address, Param::Word64)
+    }
+
     /// No memory: a null pointer, where the kernel allows one.
     pub(crate) fn null() -> Self {
         Self::word(0, Param::Word64)
