@@ -1,9 +1,9 @@
 //! A block: its warps, shared memory, barriers, and what its threads may access.
 
 use crate::checks::{Conflict, Order, Page, Who, several_blocks};
+use crate::exec::access::SHARED_PAGE;
 use crate::exec::alu::Alu;
 use crate::exec::lanes::mask_of;
-use crate::exec::access::SHARED_PAGE;
 use crate::isa::{Instr, Op, Reduce};
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Progress, Stats};
