@@ -1,9 +1,9 @@
 //! A block: its warps, shared memory, barriers, and what its threads may access.
 
 use crate::checks::{Conflict, Order, Page, Who, several_blocks};
+use crate::exec::access::SHARED_PAGE;
 use crate::exec::alu::Alu;
 use crate::exec::lanes::mask_of;
-use crate::exec::memory::SHARED_PAGE;
 use crate::isa::{Instr, Op, Reduce};
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Progress, Stats};
@@ -210,7 +210,7 @@ impl<'a> Block<'a> {
             block: 0,
             block_index: [0; 3],
             shared: vec![0xff; shared],
-            pages: (0..if checks { shared.div_ceil(SHARED_PAGE) } else { 0 }).map(|_| Page::default()).collect(),
+            pages: (0..if checks { shared.div_ceil(SHARED_PAGE) } else { 0 }).map(|_| Page::new(SHARED_PAGE)).collect(),
             order: Order::new(warps),
             stats: Stats::default(),
             hint: std::cell::Cell::new(0),

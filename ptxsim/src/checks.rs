@@ -84,6 +84,8 @@ pub(crate) enum Access {
     StrongRead,
     Write,
     StrongWrite,
+    /// a strong read and write
+    Atomic,
     /// start of an asynchronous copy
     AsyncStart,
     /// its end: the write happens
@@ -103,6 +105,11 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// Of shared memory: always in the same launch, at first with the largest cells.
+    pub(crate) fn new(bytes: usize) -> Page {
+        Page { launch: 0, grain: 4, cells: vec![Cell::default(); bytes >> 4] }
+    }
+
     /// Forgets accesses of earlier launches.
     #[inline]
     pub(crate) fn enter(&mut self, launch: u32, page_bytes: usize, access_bytes: usize) {
@@ -142,7 +149,7 @@ impl Page {
                 Access::StrongRead => cell.check_write::<SHARED>(who, true)?,
                 Access::WarpRead => cell.read::<SHARED>(who, true, u32::MAX)?,
                 Access::Write => cell.write::<SHARED>(who, 0)?,
-                Access::StrongWrite => cell.write::<SHARED>(who, STRONG)?,
+                Access::StrongWrite | Access::Atomic => cell.write::<SHARED>(who, STRONG)?,
                 Access::AsyncStart => cell.write::<SHARED>(who, PENDING)?,
                 Access::AsyncEnd => {
                     cell.flags &= !PENDING;

@@ -407,6 +407,8 @@ pub(crate) struct Instr {
     pub(crate) negated: bool,
     /// the predicate operand `c` of setp is negated
     pub(crate) not_c: bool,
+    /// the address register of ldmatrix or stmatrix is 64 bits wide
+    pub(crate) wide: bool,
     pub(crate) dst: u32,
     pub(crate) dst2: u32,
     pub(crate) a: u32,
@@ -432,6 +434,7 @@ impl Instr {
             guard: NONE,
             negated: false,
             not_c: false,
+            wide: false,
             dst: NONE,
             dst2: NONE,
             a: NONE,

@@ -52,6 +52,9 @@ pub struct Kernel {
     pub(crate) words: u32,
     pub(crate) longs: u32,
     pub(crate) preds: u32,
+    /// registers that hold neither constants nor special values; they come first
+    pub(crate) plain_words: u32,
+    pub(crate) plain_longs: u32,
     /// (register, value)
     pub(crate) word_constants: Vec<(u32, u32)>,
     pub(crate) long_constants: Vec<(u32, u64)>,
@@ -96,6 +99,6 @@ impl Kernel {
 
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "Kernel({}, {} instructions)", self.name, self.code.len())
+        write!(f, "Kernel({}, {} instructions, {} words, {} longs)", self.name, self.code.len(), self.words, self.longs)
     }
 }

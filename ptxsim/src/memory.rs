@@ -2,6 +2,7 @@
 
 use crate::checks::Page;
 use crate::module::Module;
+use crate::report::Kind;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -202,7 +203,7 @@ impl Memory {
     pub fn free(&self, address: u64) -> Result<(), MemoryError> {
         let mut inner = self.write_inner();
         let Some(allocation) = inner.live.remove(&address) else {
-            let why = inner.describe(address);
+            let why = inner.describe(address).1;
             return Err(MemoryError { what: "free", address, bytes: 0, why });
         };
         inner.used -= allocation.bytes;
@@ -281,7 +282,12 @@ impl Memory {
     pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), MemoryError> {
         let inner = self.read_inner();
         let find = |what, address| {
-            inner.find(address, bytes).ok_or_else(|| MemoryError { what, address, bytes, why: inner.describe(address) })
+            inner.find(address, bytes).ok_or_else(|| MemoryError {
+                what,
+                address,
+                bytes,
+                why: inner.describe(address).1,
+            })
         };
         let (source, target) = (find("copy from device memory", from)?, find("copy to device memory", to)?);
         // SAFETY: both ranges were found inside allocations; `copy` allows overlap.
@@ -301,7 +307,7 @@ impl Memory {
         let inner = self.read_inner();
         let what = if access == Access::Read { "read" } else { "write" };
         let Some(allocation) = inner.find(address, bytes) else {
-            let why = inner.describe(address);
+            let why = inner.describe(address).1;
             return Err(MemoryError { what, address, bytes, why });
         };
         let offset = (address - allocation.address) as usize;
@@ -326,7 +332,7 @@ impl Memory {
     }
 
     /// Says what is at an address that is no valid one.
-    pub(crate) fn describe(&self, address: u64) -> String {
+    pub(crate) fn describe(&self, address: u64) -> (Kind, String) {
         self.read_inner().describe(address)
     }
 }
@@ -339,29 +345,35 @@ impl Inner {
         })
     }
 
-    fn describe(&self, address: u64) -> String {
+    fn describe(&self, address: u64) -> (Kind, String) {
         if address < 4096 {
-            return "a null pointer".into();
+            return (Kind::NullPointer, "a null pointer".into());
         }
         let below = self.live.range(..=address).next_back().map(|(_, a)| a);
         if let Some(a) = below
             && address - a.address < a.bytes as u64
         {
-            return format!("byte {} of the allocation of {} bytes at {:#x}", address - a.address, a.bytes, a.address);
+            let at = address - a.address;
+            return (
+                Kind::OutOfBounds,
+                format!("from byte {at} of the allocation of {} bytes at {:#x}", a.bytes, a.address),
+            );
         }
         if let Some((start, bytes)) =
             self.freed.iter().rev().find(|(start, bytes)| address >= *start && address - start < *bytes as u64)
         {
-            return format!("byte {} of a freed allocation of {bytes} bytes at {start:#x}", address - start);
+            let at = address - start;
+            return (Kind::FreedMemory, format!("byte {at} of a freed allocation of {bytes} bytes at {start:#x}"));
         }
         let above = self.live.range(address..).next().map(|(_, a)| a);
         let after = below.map(|a| (address - a.address - a.bytes as u64, a, "after the end"));
         let before = above.map(|a| (a.address - address, a, "before the start"));
-        match [after, before].into_iter().flatten().min_by_key(|(distance, ..)| *distance) {
+        let text = match [after, before].into_iter().flatten().min_by_key(|(distance, ..)| *distance) {
             Some((distance, a, side)) => {
                 format!("{distance} bytes {side} of the allocation of {} bytes at {:#x}", a.bytes, a.address)
             }
             None => "there is no allocation".into(),
-        }
+        };
+        (Kind::OutOfBounds, text)
     }
 }

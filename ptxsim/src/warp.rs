@@ -4,8 +4,8 @@
 //! Operations that need several lanes hold those that arrive first until the others come.
 
 use crate::block::Env;
+use crate::exec::copy::AsyncCopies;
 use crate::exec::lanes::{Registers, Row};
-use crate::exec::memory::AsyncCopies;
 use crate::exec::{self};
 use crate::isa::*;
 use crate::kernel::Kernel;
@@ -74,8 +74,10 @@ impl Warp {
         self.live = self.exists;
         (self.blocked, self.waiting) = (0, 0);
         self.copies.clear();
-        // predicates stand for constants too, which are those that nothing sets
+        // what nothing sets is zero, in every block and however many threads run them
         self.regs.preds.fill(0);
+        self.regs.words[..env.kernel.plain_words as usize].fill(Row([0; 32]));
+        self.regs.longs[..env.kernel.plain_longs as usize].fill(Row([0; 32]));
         for &(reg, special) in &env.kernel.specials {
             self.regs.words[reg as usize] = Row(std::array::from_fn(|lane| self.special(env, special, lane as u32)));
         }
@@ -202,12 +204,12 @@ impl Warp {
                     }
                     Op::Atom(op, mem) => exec::memory::atomic(self, env, i, op, mem, e, true)?,
                     Op::Red(op, mem) => exec::memory::atomic(self, env, i, op, mem, e, false)?,
-                    Op::CpAsync(n) => exec::memory::copy_start(self, env, i, n as usize, e)?,
+                    Op::CpAsync(n) => exec::copy::start(self, env, i, n as usize, e)?,
                     Op::CpCommit => self.copies.commit(e),
-                    Op::CpWait => exec::memory::copy_wait(self, env, i.imm as u32, e),
+                    Op::CpWait => exec::copy::wait(self, env, i.imm as u32, e),
                     Op::CpWaitAll => {
                         self.copies.commit(e);
-                        exec::memory::copy_wait(self, env, 0, e);
+                        exec::copy::wait(self, env, 0, e);
                     }
                     Op::Mma(..)
                     | Op::MmaHalf(..)

@@ -156,7 +156,7 @@ impl Driver {
         let mut options = Options { checks: flag("PTXSIM_CHECKS", true)?, ..Options::default() };
         options.reverse = flag("PTXSIM_REVERSE", false)?;
         if let Some(threads) = number("PTXSIM_THREADS")? {
-            options.threads = (threads as usize).max(1);
+            options.threads = threads as usize;
         }
         if let Some(budget) = number("PTXSIM_BUDGET")? {
             options.budget = budget;

@@ -14,6 +14,12 @@
 //! - Handles are looked up, so one that was destroyed is refused.
 //! - Memory that is still allocated when the context is released, or when the process ends, is reported.
 //!
+//! # Missing
+//!
+//! Other contexts than the primary one, managed and external memory, copies in two dimensions, textures, cooperative
+//! launches and clusters, block sizes suggested by occupancy, and `cuGetProcAddress`. A function that is not there is not
+//! exported: programs that look functions up by name find out as they would with an older driver.
+//!
 //! # Environment
 //!
 //! | variable | meaning |
@@ -21,7 +27,7 @@
 //! | `PTXSIM_MEMORY` | bytes of device memory; 4 GiB by default |
 //! | `PTXSIM_CHECKS` | 0 turns checks of races and of unwritten memory off |
 //! | `PTXSIM_REVERSE` | 1 runs blocks and warps last first |
-//! | `PTXSIM_THREADS` | CPU threads that blocks are spread over |
+//! | `PTXSIM_THREADS` | CPU threads that blocks are spread over; 0, the default, is all |
 //! | `PTXSIM_BUDGET` | instructions that a launch may take |
 //! | `PTXSIM_STRICT` | 1 makes a process that leaked end with status 86 |
 //!

@@ -226,7 +226,7 @@ impl<'a> Decoder<'a> {
         if to_wide || !from_wide {
             return self.error("cp.async needs a 32-bit shared and a 64-bit global address");
         }
-        (i.dst, i.a) = (to, from);
+        (i.d, i.a) = (to, from);
         i.imm = to_offset;
         i.list = self.list(&[from_offset as u32]);
         if let Some(bytes) = o.get(3) {
@@ -249,7 +249,7 @@ impl<'a> Decoder<'a> {
         let mut i = Instr::new(if store { Op::Stmatrix(n, trans) } else { Op::Ldmatrix(n, trans) });
         let (reg, wide, offset, _) = self.address(self.operand(o, address)?)?;
         (i.a, i.imm) = (reg, offset);
-        i.dst2 = wide as u32;
+        i.wide = wide;
         let elements = self.elements(self.operand(o, value)?).to_vec();
         if elements.len() != n as usize {
             return self.error(format!("{} registers for {n} matrices", elements.len()));

@@ -312,6 +312,8 @@ impl<'a> Decoder<'a> {
             words: self.counts[Class::Word as usize],
             longs: self.counts[Class::Long as usize],
             preds: self.counts[Class::Pred as usize],
+            plain_words: 0,
+            plain_longs: 0,
             word_constants: words,
             long_constants: longs,
             specials: std::mem::take(&mut self.specials),
@@ -562,7 +564,7 @@ impl<'a> Decoder<'a> {
     fn new_register(&mut self, class: Class) -> u32 {
         let n = &mut self.counts[class as usize];
         *n += 1;
-        *n - 1
+        registers::tag(class, *n - 1)
     }
 
     fn register(&mut self, class: Class) -> Symbol {

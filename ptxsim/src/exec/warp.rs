@@ -1,7 +1,7 @@
 //! Operations between the lanes of a warp.
 
 use super::lanes::{Registers, mask_of};
-use super::{matrix, memory};
+use super::{matrix, tile};
 use crate::block::Env;
 use crate::isa::*;
 use crate::report::{Fault, Kind};
@@ -112,8 +112,8 @@ fn execute(warp: &mut Warp, env: &mut Env, i: &Instr, e: u32) -> Result<(), Box<
             env.stats.mma += 1;
             (env.alu)(i, &env.kernel.lists, r, e);
         }
-        Op::Ldmatrix(n, trans) => return memory::ldmatrix(warp, env, i, n as usize, trans),
-        Op::Stmatrix(n, trans) => return memory::stmatrix(warp, env, i, n as usize, trans),
+        Op::Ldmatrix(n, trans) => return tile::ldmatrix(warp, env, i, n as usize, trans),
+        Op::Stmatrix(n, trans) => return tile::stmatrix(warp, env, i, n as usize, trans),
         Op::Movmatrix => matrix::transpose(i, r),
         Op::Shfl(mode) => {
             let (a, b, c) = (*r.word(i.a), *r.word(i.b), *r.word(i.c));

@@ -9,6 +9,9 @@
 //!   left out. Sums over segments are added up in one fixed order.
 
 mod cpu;
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+mod plan;
 mod tile;
 
 use crate::device::{Device, Kind};
@@ -58,7 +61,9 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
         Device::Cpu(_) => with_element!(input.dtype(), E => {
             cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
         }),
-        Device::Cuda(_) => return Err(super::no_kernel("attention")),
+        Device::Cuda(cuda) => {
+            cuda::forward(cuda, input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse)?;
+        }
     }
     // Operands may carry gradient in rows that no query sees.
     let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
@@ -79,17 +84,24 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
     let (q, k, v) = (q.node(), k.node(), v.node());
     let segments = Arc::clone(segments);
     Ok(tape.record(output, grad_rows, move |d_output, gradients| {
-        let like = |rows: usize, of: &Tensor| {
-            Tensor::zeros(d_output.device(), rows, of.cols(), d_output.dtype(), Kind::Gradients)
-        };
-        let mut dq = like(saved.query_grad_rows, &saved.q);
-        let mut dk = like(saved.key_grad_rows, &saved.k);
-        let mut dv = like(saved.key_grad_rows, &saved.v);
+        let (dtype, kind) = (d_output.dtype(), Kind::Gradients);
+        let zeros = |rows, of: &Tensor| Tensor::zeros(d_output.device(), rows, of.cols(), dtype, kind);
+        let scratch = |rows, of: &Tensor| Tensor::scratch(d_output.device(), rows, of.cols(), dtype, kind);
+        let (query_rows, key_rows) = (saved.query_grad_rows, saved.key_grad_rows);
+        let (mut dq, mut dk, mut dv);
         match d_output.device() {
-            Device::Cpu(_) => with_element!(d_output.dtype(), E => {
-                cpu::backward::<E>(&saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv);
-            }),
-            Device::Cuda(_) => return Err(super::no_kernel("attention")),
+            Device::Cpu(_) => {
+                dq = zeros(query_rows, &saved.q);
+                (dk, dv) = (zeros(key_rows, &saved.k), zeros(key_rows, &saved.v));
+                with_element!(dtype, E => {
+                    cpu::backward::<E>(&saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv);
+                });
+            }
+            Device::Cuda(cuda) => {
+                dq = scratch(query_rows, &saved.q);
+                (dk, dv) = (scratch(key_rows, &saved.k), scratch(key_rows, &saved.v));
+                cuda::backward(cuda, &saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv)?;
+            }
         }
         drop((saved, d_output));
         gradients.add(q, dq)?;

@@ -1,0 +1,86 @@
+// Attention over a packed stream, after Dao et al. 2022 (FlashAttention) with the tiles of attention_tiles.cuh:
+//   o_i = Σ_j p_ij v_j,  p_ij = exp(s_ij − lse_i),  s_ij = scale q_i·k_j + bias,  lse_i = log Σ_j exp(s_ij)
+// over the keys j that query i sees. Backward, with δ_i = do_i·o_i and ds_ij = p_ij (do_i·v_j − δ_i):
+//   dv_j = Σ_i p_ij do_i,  dk_j = scale Σ_i ds_ij q_i,  dq_i = scale Σ_j ds_ij k_j.
+// q, o, d_o, dq: [queries, key_heads · group · dim]; k, v, dk, dv: [keys, key_heads · dim]; lse, δ: [queries, heads].
+//
+// A head size of D elements is compiled for D = 32, 64, 96, 128, 256; a smaller `dim` is padded with zeros in shared
+// memory. Kernels of a tile run on a grid of (tiles, key heads); nothing is added up by two blocks, so the bits do not
+// depend on their order. Where many queries share keys, a key tile's sum over queries is split into tasks that each
+// write a partial sum, and attention_reduce adds those in order.
+#include "attention_tiles.cuh"
+
+// delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head.
+template <typename T>
+DEVICE void delta_of(const T* __restrict__ o, const T* __restrict__ d_o, float* __restrict__ delta, int count,
+                     int dim) {
+  const long long i = global_thread() / 8;
+  const int lane = threadIdx.x % 8;
+  float sum = 0;
+  if (i < count) {
+    o += i * dim, d_o += i * dim;
+    if (rows_are_aligned<T>(dim)) {
+      for (int d = lane * WIDTH<T>; d < dim; d += 8 * WIDTH<T>) {
+        float a[WIDTH<T>], b[WIDTH<T>];
+        load4(o + d, a);
+        load4(d_o + d, b);
+#pragma unroll
+        for (int j = 0; j < WIDTH<T>; j++) sum = fmaf(a[j], b[j], sum);
+      }
+    } else {
+      for (int d = lane; d < dim; d += 8) sum = fmaf(to_float(o[d]), to_float(d_o[d]), sum);
+    }
+  }
+  sum = sum_of_8(sum);
+  if (i < count && lane == 0) delta[i] = sum;
+}
+
+KERNEL(attention_delta_bf16, 256)
+(const bf16* __restrict__ o, const bf16* __restrict__ d_o, float* __restrict__ delta, int count, int dim) {
+  delta_of(o, d_o, delta, count, dim);
+}
+KERNEL(attention_delta_f32, 256)
+(const float* __restrict__ o, const float* __restrict__ d_o, float* __restrict__ delta, int count, int dim) {
+  delta_of(o, d_o, delta, count, dim);
+}
+
+// Adds the partial sums of a tile of keys in the order of their slots. Grid: (sums, blocks of 4 · 256 elements of a
+// tile, 2): z = 0 makes dk, z = 1 dv.
+template <typename T>
+DEVICE void reduce(const float* __restrict__ dk_partial, const float* __restrict__ dv_partial, T* __restrict__ dk,
+                   T* __restrict__ dv, const KeySum* __restrict__ sums, int tile, int width) {
+  const KeySum sum = sums[blockIdx.x];
+  const float* partial = blockIdx.z == 0 ? dk_partial : dv_partial;
+  T* out = (blockIdx.z == 0 ? dk : dv) + static_cast<long long>(sum.key_row) * width;
+  const long long slot = static_cast<long long>(tile) * width;
+  partial += sum.slot * slot;
+  const int element = (blockIdx.y * blockDim.x + threadIdx.x) * 4, count = sum.keys * width;
+  if (element + 3 < count && width % 4 == 0) {
+    float total[4] = {};
+    for (int s = 0; s < sum.slots; s++) {
+      float x[4];
+      load4(partial + s * slot + element, x);
+#pragma unroll
+      for (int i = 0; i < 4; i++) total[i] += x[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) out[element + i] = from_float<T>(total[i]);
+  } else {
+    for (int i = element; i < min(element + 4, count); i++) {
+      float total = 0;
+      for (int s = 0; s < sum.slots; s++) total += partial[s * slot + i];
+      out[i] = from_float<T>(total);
+    }
+  }
+}
+
+KERNEL(attention_reduce_bf16, 256)
+(const float* __restrict__ dk_partial, const float* __restrict__ dv_partial, bf16* __restrict__ dk,
+ bf16* __restrict__ dv, const KeySum* __restrict__ sums, int tile, int width) {
+  reduce(dk_partial, dv_partial, dk, dv, sums, tile, width);
+}
+KERNEL(attention_reduce_f32, 256)
+(const float* __restrict__ dk_partial, const float* __restrict__ dv_partial, float* __restrict__ dk,
+ float* __restrict__ dv, const KeySum* __restrict__ sums, int tile, int width) {
+  reduce(dk_partial, dv_partial, dk, dv, sums, tile, width);
+}

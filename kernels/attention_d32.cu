@@ -1,0 +1,15 @@
+// Attention for head sizes up to 32.
+#include "attention_kernels.cuh"
+
+// Head size, blocks on a multiprocessor, keys of a buffer.
+FORWARD(bf16, 32, 4, 64)
+FORWARD(f32, 32, 4, 32)
+
+// The same, and keys that a warp works on at once.
+BACKWARD_QUERIES(bf16, 32, 4, 32, 32)
+BACKWARD_QUERIES(f32, 32, 4, 32)
+
+// Head size, blocks on a multiprocessor, queries of a buffer, queries that a warp works on at once, whether dk and dv
+// are made by different blocks.
+BACKWARD_KEYS(bf16, 32, 4, 32, 16, false)
+BACKWARD_KEYS(f32, 32, 4, 32)

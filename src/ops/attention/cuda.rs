@@ -1,0 +1,301 @@
+//! `attention` on a GPU: the kernels of `kernels/attention*.cu`.
+
+use super::plan::{KeyPlan, QueryPlan, Records};
+use super::{Heads, Saved};
+use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::layout::Segments;
+use crate::tensor::Tensor;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Threads of a block that works on a tile, and of one that does not.
+const TILE_THREADS: u32 = 128;
+const THREADS: u32 = 256;
+
+/// A head size that the kernels are compiled for, and what its blocks hold, as `kernels/attention_d*.cu` say.
+struct Shape {
+    op: &'static str,
+    dim: usize,
+    /// Stacked queries of a tile of queries, keys of a tile of keys.
+    tile: usize,
+    /// Bytes of a row in shared memory.
+    row: usize,
+    /// Rows of each of the buffers behind a tile, in the forward and the backward pass, and how many there are.
+    forward_rows: usize,
+    backward_rows: usize,
+    buffers: usize,
+    /// Blocks that make the gradients of one tile of keys: `dk` and `dv` together, or one each.
+    key_parts: usize,
+}
+
+impl Shape {
+    fn new(heads: Heads, dtype: DType) -> Result<Self> {
+        const SIZES: [(usize, &str); 5] = [
+            (32, "attention_d32"),
+            (64, "attention_d64"),
+            (96, "attention_d96"),
+            (128, "attention_d128"),
+            (256, "attention_d256"),
+        ];
+        let &(dim, op) = SIZES
+            .iter()
+            .find(|&&(dim, _)| heads.dim <= dim)
+            .ok_or_else(|| Error::op("attention", "heads of at most 256 elements on a GPU", heads.dim.to_string()))?;
+        let is_wide = dim == 256;
+        // The padding of a row is 16 bytes.
+        let row = dim * dtype.size() + 16;
+        Ok(if dtype == DType::BF16 {
+            let (forward_rows, backward_rows) = (if dim <= 64 { 64 } else { 32 }, if is_wide { 16 } else { 32 });
+            Self {
+                op,
+                dim,
+                tile: 64,
+                row,
+                forward_rows,
+                backward_rows,
+                buffers: 2,
+                key_parts: 1 + usize::from(is_wide),
+            }
+        } else {
+            let rows = if is_wide { 16 } else { 32 };
+            Self { op, dim, tile: 32, row, forward_rows: rows, backward_rows: rows, buffers: 1, key_parts: 1 }
+        })
+    }
+
+    fn kernel(&self, name: &str) -> String {
+        format!("attention_{name}_d{}", self.dim)
+    }
+
+    fn forward_shared(&self) -> usize {
+        (self.tile + 2 * self.buffers * self.forward_rows) * self.row
+    }
+
+    fn backward_shared(&self) -> usize {
+        2 * (self.tile + self.buffers * self.backward_rows) * self.row
+    }
+}
+
+/// What the GPU knows of some [`Segments`], made once for all layers.
+#[derive(Default)]
+struct Plans {
+    queries: Kept<(usize, usize), OnGpu<QueryPlan, 3>>,
+    keys: Kept<(usize, usize, usize, usize, usize), OnGpu<KeyPlan, 3>>,
+}
+
+/// Values by device and key.
+struct Kept<K, T>(Mutex<Vec<(CudaDevice, K, Arc<T>)>>);
+
+impl<K, T> Default for Kept<K, T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: PartialEq, T> Kept<K, T> {
+    fn get(&self, cuda: &CudaDevice, key: K, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((.., value)) = values.iter().find(|(device, of, _)| device.is(cuda) && *of == key) {
+            return Ok(Arc::clone(value));
+        }
+        let value = Arc::new(make()?);
+        values.push((cuda.clone(), key, Arc::clone(&value)));
+        Ok(value)
+    }
+}
+
+/// A plan with its lists in a GPU's memory.
+struct OnGpu<P, const N: usize> {
+    plan: P,
+    lists: [Buffer; N],
+}
+
+fn upload<const N: usize>(cuda: &CudaDevice, records: &Records<N>) -> Result<Buffer> {
+    let bytes: &[u8] = bytemuck::cast_slice(records.as_flattened());
+    let mut buffer = Device::Cuda(cuda.clone()).allocate(bytes.len(), Kind::Workspace);
+    buffer.upload(bytes)?;
+    Ok(buffer)
+}
+
+fn query_plan(cuda: &CudaDevice, heads: Heads, segments: &Segments, tile: usize) -> Result<Arc<OnGpu<QueryPlan, 3>>> {
+    let group = heads.queries / heads.keys;
+    segments.derive(|| Ok(Plans::default()))?.queries.get(cuda, (group, tile), || {
+        let plan = QueryPlan::new(segments, group, tile);
+        let lists = [upload(cuda, &plan.tiles)?, upload(cuda, &plan.spans)?, upload(cuda, &plan.limits)?];
+        Ok(OnGpu { plan, lists })
+    })
+}
+
+fn key_plan(
+    cuda: &CudaDevice,
+    heads: Heads,
+    segments: &Segments,
+    tile: usize,
+    output_rows: usize,
+    key_rows: usize,
+) -> Result<Arc<OnGpu<KeyPlan, 3>>> {
+    let group = heads.queries / heads.keys;
+    let key = (group, heads.keys, tile, output_rows, key_rows);
+    segments.derive(|| Ok(Plans::default()))?.keys.get(cuda, key, || {
+        let plan = KeyPlan::new(segments, group, heads.keys, tile, output_rows, key_rows);
+        let lists = [upload(cuda, &plan.tasks)?, upload(cuda, &plan.visits)?, upload(cuda, &plan.sums)?];
+        Ok(OnGpu { plan, lists })
+    })
+}
+
+/// The kernels count queries times heads, and stacked queries times heads, in 32 bits.
+fn check_sizes(heads: Heads, segments: &Segments) -> Result<()> {
+    let (queries, keys) = (segments.query_rows(), segments.key_rows());
+    let group = heads.queries / heads.keys;
+    let largest = (queries * heads.queries * group).max(keys * heads.keys);
+    if i32::try_from(largest).is_err() {
+        return Err(Error::op("attention", "rows times heads times group below 2^31", format!("{largest}")));
+    }
+    Ok(())
+}
+
+/// No bias: table, query positions, key positions, width, offset.
+fn no_bias<'a>() -> [Arg<'a>; 5] {
+    [
+        Arg::null(), // const float* bias
+        Arg::null(), // const int* query_positions
+        Arg::null(), // const int* key_positions
+        Arg::int(0), // int bias_width
+        Arg::int(0), // int bias_offset
+    ]
+}
+
+fn sizes<'a>(heads: Heads) -> [Arg<'a>; 4] {
+    [
+        Arg::int(heads.keys),                 // int key_heads
+        Arg::int(heads.queries / heads.keys), // int group
+        Arg::int(heads.dim),                  // int dim
+        Arg::float(heads.scale),              // float scale
+    ]
+}
+
+#[allow(clippy::too_many_arguments, reason = "those of the CPU's, and the device")]
+pub(super) fn forward(
+    cuda: &CudaDevice,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    segments: &Segments,
+    output: &mut Tensor,
+    lse: &mut Tensor,
+) -> Result<()> {
+    check_sizes(heads, segments)?;
+    let shape = Shape::new(heads, q.dtype())?;
+    let on_gpu = query_plan(cuda, heads, segments, shape.tile)?;
+    let [tiles, spans, limits] = &on_gpu.lists;
+    let args = [
+        Arg::tensor(q),          // const T* q
+        Arg::tensor(k),          // const T* k
+        Arg::tensor(v),          // const T* v
+        Arg::tensor_mut(output), // T* o
+        Arg::tensor_mut(lse),    // float* lse
+        Arg::buffer(tiles),      // const QueryTile* tiles
+        Arg::buffer(spans),      // const Span* spans
+        Arg::buffer(limits),     // const int* limits
+    ];
+    let grid = Grid::new_3d([on_gpu.plan.tiles.len(), heads.keys, 1], TILE_THREADS).shared(shape.forward_shared());
+    let kernel = cuda.kernel(shape.op, &shape.kernel("forward"), q.dtype())?;
+    // SAFETY: the op has checked q, k and v against heads and segments, o is like q, and lse has a number for each head
+    // of a query; the plan names rows of these segments only.
+    unsafe { kernel.run(grid, &[&args[..], &no_bias(), &sizes(heads)].concat()) }
+}
+
+/// Writes every row of `dq`, `dk` and `dv`.
+#[allow(clippy::too_many_arguments, reason = "those of the CPU's, and the device")]
+pub(super) fn backward(
+    cuda: &CudaDevice,
+    saved: &Saved,
+    d_output: &Tensor,
+    heads: Heads,
+    segments: &Segments,
+    dq: &mut Tensor,
+    dk: &mut Tensor,
+    dv: &mut Tensor,
+) -> Result<()> {
+    check_sizes(heads, segments)?;
+    if d_output.rows() < saved.query_grad_rows || d_output.rows() > segments.query_rows() {
+        let expected = format!("{} to {} gradient rows", saved.query_grad_rows, segments.query_rows());
+        return Err(Error::op("attention", expected, d_output.rows().to_string()));
+    }
+    let dtype = d_output.dtype();
+    let shape = Shape::new(heads, dtype)?;
+    let workspace =
+        |rows: usize, cols: usize| Tensor::scratch(d_output.device(), rows, cols, DType::F32, Kind::Workspace);
+
+    let mut delta = workspace(d_output.rows(), heads.queries);
+    let args = [
+        Arg::tensor(&saved.o),                     // const T* o
+        Arg::tensor(d_output),                     // const T* d_o
+        Arg::tensor_mut(&mut delta),               // float* delta
+        Arg::int(d_output.rows() * heads.queries), // int count
+        Arg::int(heads.dim),                       // int dim
+    ];
+    let grid = Grid::cover(d_output.rows() * heads.queries * 8, THREADS);
+    // SAFETY: d_o has as many columns as o and no more rows, and delta has a number for each of its heads.
+    unsafe { cuda.kernel("attention", "attention_delta", dtype)?.run(grid, &args) }?;
+
+    let query_plan = query_plan(cuda, heads, segments, shape.tile)?;
+    let [tiles, spans, limits] = &query_plan.lists;
+    let inputs = [
+        Arg::tensor(&saved.q),   // const T* q
+        Arg::tensor(&saved.k),   // const T* k
+        Arg::tensor(&saved.v),   // const T* v
+        Arg::tensor(d_output),   // const T* d_o
+        Arg::tensor(&saved.lse), // const float* lse
+        Arg::tensor(&delta),     // const float* delta
+    ];
+    let args = [
+        Arg::tensor_mut(dq), // T* dq
+        Arg::buffer(tiles),  // const QueryTile* tiles
+        Arg::buffer(spans),  // const Span* spans
+        Arg::buffer(limits), // const int* limits
+    ];
+    let rows = [Arg::int(saved.query_grad_rows)]; // int query_rows
+    let count = query_plan.plan.tiles_before(saved.query_grad_rows, heads.queries / heads.keys);
+    let grid = Grid::new_3d([count, heads.keys, 1], TILE_THREADS).shared(shape.backward_shared());
+    let kernel = cuda.kernel(shape.op, &shape.kernel("backward_queries"), dtype)?;
+    // SAFETY: as in the forward pass; of q and d_o the kernel reads the first `query_grad_rows` rows, which both and dq
+    // have, and of k and v those that these queries see, which were saved.
+    unsafe { kernel.run(grid, &[&inputs[..], &args, &no_bias(), &rows, &sizes(heads)].concat()) }?;
+
+    let key_plan = key_plan(cuda, heads, segments, shape.tile, d_output.rows(), saved.key_grad_rows)?;
+    let [tasks, visits, sums] = &key_plan.lists;
+    let width = heads.keys * heads.dim;
+    let mut dk_partial = workspace(key_plan.plan.slots * shape.tile, width);
+    let mut dv_partial = workspace(key_plan.plan.slots * shape.tile, width);
+    let args = [
+        Arg::tensor_mut(dk),              // T* dk
+        Arg::tensor_mut(dv),              // T* dv
+        Arg::tensor_mut(&mut dk_partial), // float* dk_partial
+        Arg::tensor_mut(&mut dv_partial), // float* dv_partial
+        Arg::buffer(tasks),               // const KeyTask* tasks
+        Arg::buffer(visits),              // const Visit* visits
+        Arg::buffer(limits),              // const int* limits
+    ];
+    let grid = Grid::new_3d([key_plan.plan.tasks.len(), heads.keys, shape.key_parts], TILE_THREADS)
+        .shared(shape.backward_shared());
+    let kernel = cuda.kernel(shape.op, &shape.kernel("backward_keys"), dtype)?;
+    // SAFETY: the plan names the first `key_grad_rows` keys, which k, v, dk and dv have, queries that d_o has a row for,
+    // and slots below `slots`, each of a tile of rows.
+    unsafe { kernel.run(grid, &[&inputs[..], &args, &no_bias(), &sizes(heads)].concat()) }?;
+
+    let args = [
+        Arg::tensor(&dk_partial), // const float* dk_partial
+        Arg::tensor(&dv_partial), // const float* dv_partial
+        Arg::tensor_mut(dk),      // T* dk
+        Arg::tensor_mut(dv),      // T* dv
+        Arg::buffer(sums),        // const KeySum* sums
+        Arg::int(shape.tile),     // int tile
+        Arg::int(width),          // int width
+    ];
+    let blocks = (shape.tile * width).div_ceil(4 * THREADS as usize);
+    let grid = Grid::new_3d([key_plan.plan.sums.len(), blocks, 2], THREADS);
+    // SAFETY: the sums name slots and key rows as the tasks do.
+    unsafe { cuda.kernel("attention", "attention_reduce", dtype)?.run(grid, &args) }
+}

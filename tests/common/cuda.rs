@@ -1,0 +1,38 @@
+//! The GPU of the tests: the stand-in driver of `ptxsim`, with all its checks on, or a real one.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
+
+use ptxsim::standin::{Library, environment_for_children, install};
+use softprompt::device::{CudaOptions, Device};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A GPU: the stand-in, or with `SOFTPROMPT_TEST_GPU=1` the machine's first.
+pub fn cuda() -> Device {
+    with_stand_in();
+    // Without a pool the stand-in sees each use of memory that was given back, and each read before a write.
+    Device::cuda(CudaOptions { pooled: is_real(), ..CudaOptions::default() }).unwrap()
+}
+
+/// Has this process use the stand-in driver, unless the tests run on a real GPU.
+pub fn with_stand_in() {
+    static STAND_IN: OnceLock<()> = OnceLock::new();
+    STAND_IN.get_or_init(|| {
+        if !is_real() {
+            install(&Library::ALL).unwrap_or_else(|error| panic!("the stand-in driver: {error}"));
+        }
+    });
+}
+
+/// Whether the tests run on a real GPU.
+pub fn is_real() -> bool {
+    std::env::var_os("SOFTPROMPT_TEST_GPU").is_some_and(|value| value == "1")
+}
+
+/// Has a program that is started use the same driver.
+pub fn same_driver(command: &mut Command) -> &mut Command {
+    if !is_real() {
+        let (name, value) = environment_for_children(&Library::ALL).unwrap();
+        command.env(name, value);
+    }
+    command
+}

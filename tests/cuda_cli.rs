@@ -1,0 +1,83 @@
+//! `--device cuda` through the program, on the stand-in driver: training, evaluation, and what goes wrong with a GPU.
+
+mod common;
+#[path = "common/cuda.rs"]
+mod gpu;
+
+use common::{Golden, causal_rows, close_absolute, golden};
+use gpu::same_driver;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn softprompt(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_softprompt"));
+    command.env_remove("SOFTPROMPT_CONFIG").args(arguments);
+    same_driver(&mut command).envs(variables.iter().copied()).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn write_rows(path: &Path, name: &str) {
+    let file = Golden::read(&golden(name).join("golden.safetensors"));
+    let rows = causal_rows(&file, "main");
+    let lines = rows.iter().map(|(input, target)| format!("{{\"input_ids\":{input:?},\"target_ids\":{target:?}}}\n"));
+    fs::write(path, lines.collect::<String>()).unwrap();
+}
+
+fn train(dir: &Path, name: &str, device: &str, more: &[&str]) -> serde_json::Value {
+    let at = |file: &str| dir.join(file).to_str().unwrap().to_string();
+    let out = at(&format!("{name}-{device}-{}", more.len()));
+    let model = golden(name).to_str().unwrap().to_string();
+    let rows = at("rows.jsonl");
+    let mut arguments = vec!["train", "--json", "--model", &model, "--train-file", &rows, "--output-dir", &out];
+    arguments.extend(["--device", device, "--num-virtual-tokens", "6", "--per-device-train-batch-size", "3"]);
+    arguments.extend(["--max-steps", "4", "--learning-rate", "0.05"]);
+    arguments.extend(more);
+    let output = softprompt(&arguments, &[]);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_run_on_a_gpu_is_the_cpus_up_to_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["llama", "qwen2", "gpt2"] {
+        write_rows(&dir.path().join("rows.jsonl"), name);
+        let cpu = train(dir.path(), name, "cpu", &[]);
+        let gpu = train(dir.path(), name, "cuda", &[]);
+        let loss = |result: &serde_json::Value| result["last_loss"].as_f64().unwrap();
+        close_absolute(name, &[loss(&gpu)], &[loss(&cpu)], 1e-3 * loss(&cpu));
+        let adafactor = ["--optim", "adafactor", "--max-grad-norm", "0.5"];
+        let (cpu, gpu) = (train(dir.path(), name, "cpu", &adafactor), train(dir.path(), name, "cuda", &adafactor));
+        close_absolute(&format!("{name} adafactor"), &[loss(&gpu)], &[loss(&cpu)], 1e-3 * loss(&cpu));
+        let bf16 = train(dir.path(), name, "cuda", &["--dtype", "bf16"]);
+        close_absolute(&format!("{name} bf16"), &[loss(&bf16)], &[loss(&cpu)], 0.5 * loss(&cpu));
+    }
+}
+
+#[test]
+fn a_gpu_that_cannot_be_had_is_an_error_with_its_code() {
+    let dir = tempfile::tempdir().unwrap();
+    write_rows(&dir.path().join("rows.jsonl"), "llama");
+    let model = golden("llama").to_str().unwrap().to_string();
+    let data = dir.path().join("rows.jsonl").to_str().unwrap().to_string();
+    let refused = |device: &str, dtype: &str, variables: &[(&str, &str)], code: i32, words: &[&str]| {
+        let arguments = ["eval", "--model", &model, "--data", &data, "--device", device, "--dtype", dtype];
+        let output = softprompt(&arguments, variables);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{device} {variables:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "{word:?} is not in: {said}"));
+    };
+    refused("cuda:7", "f32", &[], 6, &["a GPU of number 7", "hint"]);
+    refused("gpu", "f32", &[], 3, &["cpu, cuda or cuda:N"]);
+    refused("cuda", "f64", &[], 3, &["dtype", "f32 or bf16"]);
+    refused("cpu", "bf16", &[], 3, &["dtype", "f32 or f64"]);
+    if !gpu::is_real() {
+        refused("cuda", "f32", &[("LD_LIBRARY_PATH", "")], 6, &["libcuda", "--device cpu"]);
+        refused("cuda", "f32", &[("PTXSIM_MEMORY", "20000")], 6, &["memory"]);
+    }
+}
