@@ -13,19 +13,13 @@ fn main() -> softprompt::Result<()> {
         batch.push(&tokenizer.encode(input)?, &tokenizer.encode(target)?)?;
     }
     // Four rows, started from the embedding of a word that suits the task.
-    let (rows, width) = (4, model.config().hidden_size);
-    let mut values: Vec<f32> = model
-        .embedding_row(tokenizer.encode(" colour")?[0])?
-        .iter()
-        .map(|&x| x as f32)
-        .collect::<Vec<_>>()
-        .repeat(rows);
-    let mut optimizer = Optimizer::new(&OptimizerConfig::AdamW(AdamWConfig::default()), rows, width)?;
+    let rows = 4;
+    let mut prompt = model.prompt_from(rows, &model.embedding_row(tokenizer.encode(" colour")?[0])?.repeat(rows))?;
+    let mut optimizer = Optimizer::new(&OptimizerConfig::AdamW(AdamWConfig::default()), &prompt)?;
     for step in 0..20 {
-        let prompt = model.prompt_from(rows, &values.iter().map(|&x| x.into()).collect::<Vec<f64>>())?;
         let result = model.loss_and_grad(&prompt, &batch)?;
         println!("step {step:2}  loss {:.4}", result.loss.mean);
-        optimizer.step(&mut values, result.grad.as_slice(), 1e-2)?;
+        optimizer.step(&mut prompt, &result.grad, 1e-2)?;
     }
     Ok(())
 }

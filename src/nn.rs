@@ -94,7 +94,14 @@ impl RotaryTable {
                     self.frequencies.iter().map(move |frequency| function(position as f64 * frequency))
                 })
                 .collect();
-            Tensor::from_f64(&self.device, rows, self.frequencies.len(), self.dtype, &values, Kind::Weights)
+            Tensor::from_f64(
+                &self.device,
+                rows,
+                self.frequencies.len(),
+                self.dtype.accumulator(),
+                &values,
+                Kind::Weights,
+            )
         };
         let rotation = Arc::new(Rotation { pairing: self.pairing, cos: of(f64::cos)?, sin: of(f64::sin)? });
         *table = Some(Arc::clone(&rotation));

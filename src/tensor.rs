@@ -3,9 +3,10 @@
 //! Everything that flows through a model here is a matrix: the stream has a row per token, and heads lie side by side
 //! in a row. A clone shares the memory; writing to shared memory copies it first.
 
-use crate::device::{Buffer, Device, Kind, unwind};
+use crate::device::{Buffer, Device, Kind, Operand, unwind};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::values::Values;
 use half::bf16;
 use std::sync::Arc;
 
@@ -172,16 +173,6 @@ impl Tensor {
         Arc::get_mut(&mut self.buffer).expect("the buffer is not shared")
     }
 
-    /// The address of the first element on the tensor's GPU.
-    pub(crate) fn device_address(&self) -> u64 {
-        self.buffer.device_address()
-    }
-
-    /// The address of the first element on the tensor's GPU, to be written; copied first if the memory is shared.
-    pub(crate) fn device_address_mut(&mut self) -> u64 {
-        self.buffer_mut().device_address()
-    }
-
     /// Whether no other tensor shares the memory.
     pub fn is_unique(&self) -> bool {
         Arc::strong_count(&self.buffer) == 1
@@ -274,6 +265,29 @@ impl Tensor {
         Ok(values)
     }
 
+    /// A matrix holding `values`, row after row, in their own type.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if there are not `rows × cols` of them.
+    pub fn from_values(device: &Device, rows: usize, cols: usize, values: &Values, kind: Kind) -> Result<Self> {
+        match values {
+            Values::F32(values) => Self::from_slice(device, rows, cols, values, kind),
+            Values::F64(values) => Self::from_slice(device, rows, cols, values, kind),
+        }
+    }
+
+    /// A copy of all elements in their own type.
+    ///
+    /// # Errors
+    /// [`Error::Op`] for bf16; [`Error::Device`] where a GPU fails.
+    pub fn to_values(&self) -> Result<Values> {
+        match self.dtype {
+            DType::F32 => Ok(Values::F32(self.to_vec()?)),
+            DType::F64 => Ok(Values::F64(self.to_vec()?)),
+            DType::BF16 => Err(Error::op("to_values", "f32 or f64", self.describe())),
+        }
+    }
+
     /// `self += other`, element by element.
     ///
     /// # Errors
@@ -287,7 +301,7 @@ impl Tensor {
                 let other = other.as_slice::<E>();
                 crate::ops::simd::add_assign(self.make_mut::<E>(), other);
             }),
-            Device::Cuda(_) => return Err(crate::ops::no_kernel("add")),
+            Device::Cuda(cuda) => crate::ops::add::cuda::add_assign(&cuda, self, other)?,
         }
         Ok(())
     }
@@ -295,6 +309,24 @@ impl Tensor {
     /// Shape and type in words, for errors.
     pub fn describe(&self) -> String {
         format!("[{}, {}] {}", self.rows, self.cols, self.dtype)
+    }
+}
+
+impl Operand for Tensor {
+    fn address(&self) -> u64 {
+        self.buffer.device_address()
+    }
+
+    fn address_mut(&mut self) -> u64 {
+        self.buffer_mut().device_address()
+    }
+
+    fn elements(&self) -> usize {
+        self.len()
+    }
+
+    fn element_bytes(&self) -> usize {
+        self.dtype.size()
     }
 }
 

@@ -35,7 +35,7 @@ fn stored_and_widened_matrices_have_the_same_products() {
                 let weight = Weight { outputs: 5 * block, inputs: 4 * block, orientation, format, part };
                 for dtype in [DType::F32, DType::F64] {
                     let x = tensor(&device, dtype, 11, weight.inputs, &Random::new(3).numbers(11 * weight.inputs));
-                    let stored = weight.matrix(1);
+                    let stored = weight.matrix(1, false);
                     let mut widened = Matrix::clone(&stored);
                     widened.widen(&device, dtype);
                     assert!(widened.is_direct(dtype));

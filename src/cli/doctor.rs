@@ -2,7 +2,7 @@
 
 use super::Terminal;
 use super::options::ComputeArgs;
-use crate::device::{Device, Kind};
+use crate::device::{CudaOptions, Device, Kind};
 use crate::error::Result;
 use crate::models::{Model, ModelConfig, ModelOptions};
 use crate::step::Batch;
@@ -32,8 +32,7 @@ pub(super) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<()> {
     add("memory_total", json!(proc_line("/proc/meminfo", "MemTotal")));
     add("memory_available", json!(proc_line("/proc/meminfo", "MemAvailable")));
     add("vector_extensions", json!(vector_extensions()));
-    add("devices", json!(["cpu"]));
-    add("cuda", json!("not in this version"));
+    add_gpu(&mut add);
     add("threads", json!(device.threads()));
     add("gemm_gflops_f32", json!(gemm_rate(args)?.round()));
     add("memory_read_gb_per_s", json!(read_rate(&device)?.round()));
@@ -61,6 +60,27 @@ pub(super) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<()> {
     }
     let text: Vec<String> = report.iter().map(|(name, value)| format!("{name:<36} {value}")).collect();
     terminal.result(&Value::Object(report), &text.join("\n"))
+}
+
+/// The first GPU, or why there is none to compute with.
+fn add_gpu(add: &mut impl FnMut(&str, Value)) {
+    let cuda = match Device::cuda(CudaOptions::default()) {
+        Ok(Device::Cuda(cuda)) => cuda,
+        Ok(Device::Cpu(_)) => return,
+        Err(error) => {
+            add("devices", json!(["cpu"]));
+            return add("cuda", json!(error.to_string()));
+        }
+    };
+    let properties = cuda.properties();
+    let (major, minor) = properties.compute_capability;
+    add("devices", json!(["cpu", "cuda"]));
+    add("cuda", json!(properties.name));
+    add("cuda_compute_capability", json!(format!("{major}.{minor}")));
+    add("cuda_multiprocessors", json!(properties.multiprocessors));
+    add("cuda_memory", json!(properties.memory));
+    add("cuda_driver_version", json!(properties.driver_version));
+    add("cuda_matmul", json!(cuda.matmul_name().unwrap_or_else(|error| error.to_string())));
 }
 
 fn vector_extensions() -> Vec<&'static str> {

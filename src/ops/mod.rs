@@ -13,6 +13,7 @@ pub(crate) mod gemm;
 pub mod layer_norm;
 pub mod linear;
 pub mod loss;
+pub mod optimizer;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;

@@ -1,8 +1,11 @@
 //! Adafactor as T5X trains prompts with it (Shazeer and Stern 2018 without momentum and parameter scaling).
 
-use super::{check_constant, check_lengths};
-use crate::dtype::Element;
+use super::check_constant;
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::optimizer::{AdafactorStep, adafactor, adafactor_factored};
+use crate::tensor::Tensor;
 
 /// The constants of [`Adafactor`]; the defaults are those of Lester et al. 2021.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,41 +42,41 @@ impl Default for AdafactorConfig {
 /// `β = 1 − (t+1)^−c`, `v ← βv + (1−β)(g²+ε)`, `y = g/√v`, `y ← y / max(1, RMS(y)/clip)`, `p ← (1−wd)p − lr·y`.
 ///
 /// Where v is factored, its row means `r` and column means `k` are kept instead, and `v ≈ r·k / mean(r)`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Adafactor<E: Element> {
+#[derive(Debug, Clone)]
+pub struct Adafactor {
     config: AdafactorConfig,
-    cols: usize,
     steps: u64,
-    moment: Moment<E>,
+    moment: Moment,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Moment<E> {
-    Full { v: Vec<E> },
-    Factored { rows: Vec<E>, cols: Vec<E> },
+#[derive(Debug, Clone)]
+enum Moment {
+    Full { v: Tensor },
+    Factored { rows: Tensor, cols: Tensor },
 }
 
-impl<E: Element> Adafactor<E> {
-    /// A fresh optimizer of a `[rows, cols]` matrix.
+impl Adafactor {
+    /// A fresh optimizer of a `[rows, cols]` matrix of `dtype` on `device`.
     ///
     /// # Errors
     /// `Config` naming the constant that is out of range.
-    pub fn new(config: AdafactorConfig, rows: usize, cols: usize) -> Result<Self> {
+    pub fn new(config: AdafactorConfig, device: &Device, dtype: DType, rows: usize, cols: usize) -> Result<Self> {
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let (exponent, eps, clip, decay) =
             (config.decay_exponent, config.eps, config.clip_threshold, config.weight_decay);
         check_constant("decay_exponent", exponent, "a finite number above 0", positive(exponent))?;
         // An ε that rounds to zero would divide 0 by 0 where a gradient is 0.
-        let eps_fits = positive(eps) && E::from_f64(eps) > E::ZERO;
+        let eps_fits = positive(eps) && (dtype == DType::F64 || eps as f32 > 0.0);
         check_constant("adafactor_epsilon", eps, "a finite number above 0", eps_fits)?;
         check_constant("clip_threshold", clip, "a finite number above 0", positive(clip))?;
         check_constant("weight_decay", decay, "a number in [0, 1)", (0.0..1.0).contains(&decay))?;
+        let zeros = |rows, cols| Tensor::zeros(device, rows, cols, dtype, Kind::Optimizer);
         let moment = if rows.min(cols) >= config.min_dim_factored {
-            Moment::Factored { rows: vec![E::ZERO; rows], cols: vec![E::ZERO; cols] }
+            Moment::Factored { rows: zeros(1, rows), cols: zeros(1, cols) }
         } else {
-            Moment::Full { v: vec![E::ZERO; rows * cols] }
+            Moment::Full { v: zeros(rows, cols) }
         };
-        Ok(Self { config, cols, steps: 0, moment })
+        Ok(Self { config, steps: 0, moment })
     }
 
     /// Steps taken.
@@ -84,30 +87,19 @@ impl<E: Element> Adafactor<E> {
     /// One step; see [`Adafactor`] for the formula.
     ///
     /// # Errors
-    /// `Op` where a length does not fit.
-    pub fn step(&mut self, params: &mut [E], grad: &[E], lr: f64) -> Result<()> {
-        let len = match &self.moment {
-            Moment::Full { v } => v.len(),
-            Moment::Factored { rows, cols } => rows.len() * cols.len(),
+    /// `Op` where a shape or type does not fit; `Device` where a GPU fails.
+    pub fn step(&mut self, params: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
+        let t = (self.steps + self.config.step_offset) as f64;
+        let step = AdafactorStep {
+            share: (t + 1.0).powf(-self.config.decay_exponent),
+            eps: self.config.eps,
+            clip_threshold: self.config.clip_threshold,
+            keep: 1.0 - self.config.weight_decay,
+            lr,
         };
-        check_lengths("Adafactor", len, params, grad)?;
-        if len > 0 {
-            let t = (self.steps + self.config.step_offset) as f64;
-            let share = (t + 1.0).powf(-self.config.decay_exponent);
-            match &mut self.moment {
-                Moment::Full { v } => {
-                    update_full(v, grad, share, self.config.eps);
-                    let y = |i: usize, g: E| g / v[i].sqrt();
-                    apply(&self.config, params, grad, lr, y);
-                }
-                Moment::Factored { rows, cols } => {
-                    update_factored(rows, cols, grad, share, self.config.eps);
-                    let (row, col) = factors(rows, cols);
-                    let width = self.cols;
-                    let y = |i: usize, g: E| g * row[i / width] * col[i % width];
-                    apply(&self.config, params, grad, lr, y);
-                }
-            }
+        match &mut self.moment {
+            Moment::Full { v } => adafactor(params, grad, v, &step)?,
+            Moment::Factored { rows, cols } => adafactor_factored(params, grad, rows, cols, &step)?,
         }
         self.steps += 1;
         Ok(())
@@ -117,14 +109,14 @@ impl<E: Element> Adafactor<E> {
         self.steps = steps;
     }
 
-    pub(super) fn buffers(&self) -> Vec<(&'static str, &[E])> {
+    pub(super) fn moments(&self) -> Vec<(&'static str, &Tensor)> {
         match &self.moment {
             Moment::Full { v } => vec![("v", v)],
             Moment::Factored { rows, cols } => vec![("v_row", rows), ("v_col", cols)],
         }
     }
 
-    pub(super) fn buffers_mut(&mut self) -> Vec<(&'static str, &mut Vec<E>)> {
+    pub(super) fn moments_mut(&mut self) -> Vec<(&'static str, &mut Tensor)> {
         match &mut self.moment {
             Moment::Full { v } => vec![("v", v)],
             Moment::Factored { rows, cols } => vec![("v_row", rows), ("v_col", cols)],
@@ -132,56 +124,26 @@ impl<E: Element> Adafactor<E> {
     }
 }
 
-fn update_full<E: Element>(v: &mut [E], grad: &[E], share: f64, eps: f64) {
-    let (keep, share, eps) = (E::from_f64(1.0 - share), E::from_f64(share), E::from_f64(eps));
-    for (v, &g) in v.iter_mut().zip(grad) {
-        *v = keep * *v + share * (g * g + eps);
-    }
-}
-
-fn update_factored<E: Element>(rows: &mut [E], cols: &mut [E], grad: &[E], share: f64, eps: f64) {
-    let width = cols.len();
-    let blend = |old: E, mean: f64| E::from_f64((1.0 - share) * old.to_f64() + share * mean);
-    let mut col_sums = vec![0.0; width];
-    for (row, g) in rows.iter_mut().zip(grad.chunks_exact(width)) {
-        let mut sum = 0.0;
-        for (col_sum, g) in col_sums.iter_mut().zip(g) {
-            let square = g.to_f64() * g.to_f64() + eps;
-            sum += square;
-            *col_sum += square;
-        }
-        *row = blend(*row, sum / width as f64);
-    }
-    for (col, sum) in cols.iter_mut().zip(col_sums) {
-        *col = blend(*col, sum / rows.len() as f64);
-    }
-}
-
-/// What a gradient is multiplied by for its row and for its column: `1/√(r/mean(r))` and `1/√k`.
-fn factors<E: Element>(rows: &[E], cols: &[E]) -> (Vec<E>, Vec<E>) {
-    let mean = rows.iter().map(|r| r.to_f64()).sum::<f64>() / rows.len() as f64;
-    let root = |x: f64| E::from_f64(1.0 / x.sqrt());
-    let row = rows.iter().map(|r| root(r.to_f64() / mean)).collect();
-    (row, cols.iter().map(|k| root(k.to_f64())).collect())
-}
-
-/// Scales the updates `y(index, gradient)` down to the threshold and takes them. They are computed twice rather than kept.
-fn apply<E: Element>(config: &AdafactorConfig, params: &mut [E], grad: &[E], lr: f64, y: impl Fn(usize, E) -> E) {
-    let squares = grad.iter().enumerate().map(|(i, &g)| {
-        let y = y(i, g).to_f64();
-        y * y
-    });
-    let rms = (squares.sum::<f64>() / grad.len() as f64).sqrt();
-    let scale = E::from_f64(lr / (rms / config.clip_threshold).max(1.0));
-    let keep = E::from_f64(1.0 - config.weight_decay);
-    for (i, (p, &g)) in params.iter_mut().zip(grad).enumerate() {
-        *p = keep * *p - scale * y(i, g);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::Element;
+
+    /// What one step of a fresh optimizer makes of a matrix.
+    fn first_step(
+        config: AdafactorConfig,
+        (rows, cols): (usize, usize),
+        params: &[f64],
+        grad: &[f64],
+        lr: f64,
+    ) -> Vec<f64> {
+        let device = Device::cpu(Some(1)).unwrap();
+        let matrix = |values| Tensor::from_f64(&device, rows, cols, DType::F64, values, Kind::Optimizer).unwrap();
+        let mut params = matrix(params);
+        let mut optimizer = Adafactor::new(config, &device, DType::F64, rows, cols).unwrap();
+        optimizer.step(&mut params, &matrix(grad), lr).unwrap();
+        params.to_vec().unwrap()
+    }
 
     /// The formulas once more, on a matrix of f64, with every intermediate written out.
     struct Naive {
@@ -237,18 +199,20 @@ mod tests {
         let factored = rows >= 128 && cols >= 128;
         let mut want: Vec<Vec<f64>> =
             (0..rows).map(|i| (0..cols).map(|j| E::from_f64(wave(j, i, 99)).to_f64()).collect()).collect();
-        let mut got: Vec<E> = want.concat().into_iter().map(E::from_f64).collect();
+        let device = Device::cpu(Some(1)).unwrap();
+        let matrix =
+            |values: Vec<f64>| Tensor::from_f64(&device, rows, cols, E::DTYPE, &values, Kind::Optimizer).unwrap();
+        let mut got = matrix(want.concat());
         let mut naive = Naive::new(rows, cols);
-        let mut ours = Adafactor::new(AdafactorConfig::default(), rows, cols).unwrap();
-        assert_eq!(ours.buffers().len(), if factored { 2 } else { 1 });
+        let mut ours = Adafactor::new(AdafactorConfig::default(), &device, E::DTYPE, rows, cols).unwrap();
+        assert_eq!(ours.moments().len(), if factored { 2 } else { 1 });
         for t in 0..5 {
             let g: Vec<Vec<f64>> =
                 (0..rows).map(|i| (0..cols).map(|j| E::from_f64(wave(i, j, t)).to_f64()).collect()).collect();
             naive.step(&mut want, &g, 0.3, factored);
-            let flat: Vec<E> = g.concat().into_iter().map(E::from_f64).collect();
-            ours.step(&mut got, &flat, 0.3).unwrap();
+            ours.step(&mut got, &matrix(g.concat()), 0.3).unwrap();
         }
-        for (got, want) in got.iter().zip(want.concat()) {
+        for (got, want) in got.as_slice::<E>().iter().zip(want.concat()) {
             assert!((got.to_f64() - want).abs() <= tolerance * want.abs().max(1.0), "{got:?} {want}");
         }
     }
@@ -265,25 +229,21 @@ mod tests {
     fn the_first_step_by_hand() {
         // β₀ = 0, so v = g² and y = sign(g), of RMS 1 over two: p ← (1−0.25)p ∓ 0.3.
         let config = AdafactorConfig { weight_decay: 0.25, ..AdafactorConfig::default() };
-        let mut params = [4.0f64, 8.0];
-        Adafactor::new(config.clone(), 1, 2).unwrap().step(&mut params, &[2.0, -5e-3], 0.3).unwrap();
+        let params = first_step(config.clone(), (1, 2), &[4.0, 8.0], &[2.0, -5e-3], 0.3);
         assert!((params[0] - 2.7).abs() < 1e-15 && (params[1] - 6.3).abs() < 1e-15, "{params:?}");
 
         // With an offset of 1, 1−β = 2^−0.8 and y = ±2^0.4 > 1, which is clipped back to 1.
         let late = AdafactorConfig { step_offset: 1, ..config.clone() };
-        let mut params = [4.0f64, 8.0];
-        Adafactor::new(late.clone(), 1, 2).unwrap().step(&mut params, &[2.0, -5e-3], 0.3).unwrap();
+        let params = first_step(late.clone(), (1, 2), &[4.0, 8.0], &[2.0, -5e-3], 0.3);
         assert!((params[0] - 2.7).abs() < 1e-15, "{params:?}");
-        let mut params = [4.0f64, 8.0];
         let loose = AdafactorConfig { clip_threshold: 100.0, ..late };
-        Adafactor::new(loose, 1, 2).unwrap().step(&mut params, &[2.0, -5e-3], 0.3).unwrap();
+        let params = first_step(loose, (1, 2), &[4.0, 8.0], &[2.0, -5e-3], 0.3);
         assert!((params[0] - (3.0 - 0.3 * 2f64.powf(0.4))).abs() < 1e-15, "{params:?}");
 
         // Factored, g = [[1, 1], [1, 7]]: r = [1, 25], k = [1, 25], mean 13, so v₀₀ = 1/13 and y₀₀ = √13; y = g/√v is
         // [[3.606, 0.721], [0.721, 1.010]] of RMS 1.9387.
         let factored = AdafactorConfig { min_dim_factored: 2, weight_decay: 0.0, ..config };
-        let mut params = [0.0f64; 4];
-        Adafactor::new(factored, 2, 2).unwrap().step(&mut params, &[1.0, 1.0, 1.0, 7.0], 1.0).unwrap();
+        let params = first_step(factored, (2, 2), &[0.0; 4], &[1.0, 1.0, 1.0, 7.0], 1.0);
         let v = [1.0 / 13.0, 25.0 / 13.0, 25.0 / 13.0, 625.0 / 13.0];
         let y = [1.0 / f64::sqrt(v[0]), 1.0 / f64::sqrt(v[1]), 1.0 / f64::sqrt(v[2]), 7.0 / f64::sqrt(v[3])];
         let rms = (y.iter().map(|y| y * y).sum::<f64>() / 4.0).sqrt();
@@ -296,9 +256,7 @@ mod tests {
     fn zero_gradients_only_decay() {
         for min_dim_factored in [1, 128] {
             let config = AdafactorConfig { min_dim_factored, ..AdafactorConfig::default() };
-            let mut params = [1.0f32; 4];
-            Adafactor::new(config, 2, 2).unwrap().step(&mut params, &[0.0; 4], 0.3).unwrap();
-            assert_eq!(params, [1.0 - 1e-5; 4]);
+            assert_eq!(first_step(config, (2, 2), &[1.0; 4], &[0.0; 4], 0.3), [1.0 - 1e-5; 4]);
         }
     }
 
@@ -311,7 +269,8 @@ mod tests {
             (AdafactorConfig { clip_threshold: f64::INFINITY, ..d() }, "clip_threshold"),
             (AdafactorConfig { weight_decay: 1.0, ..d() }, "weight_decay"),
         ] {
-            let error = Adafactor::<f32>::new(config, 1, 1).unwrap_err();
+            let device = Device::cpu(Some(1)).unwrap();
+            let error = Adafactor::new(config, &device, DType::F32, 1, 1).unwrap_err();
             assert_eq!(error.exit_code(), 3);
             assert!(error.to_string().starts_with(name), "{error}");
         }

@@ -2,9 +2,12 @@
 //!
 //! In f32 it differs from PyTorch on AVX2 in last bits: fused multiply-adds and MKL's square root round otherwise.
 
-use super::{check_constant, check_lengths};
-use crate::dtype::Element;
+use super::check_constant;
+use crate::device::{Device, Kind};
+use crate::dtype::DType;
 use crate::error::Result;
+use crate::ops::optimizer::{AdamWStep, adamw};
+use crate::tensor::Tensor;
 
 /// The constants of [`AdamW`]; the defaults are PyTorch's, but for the weight decay, which is the HF Trainer's 0.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,27 +29,28 @@ impl Default for AdamWConfig {
 }
 
 /// Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2, as in `torch.optim.AdamW`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct AdamW<E: Element> {
+#[derive(Debug, Clone)]
+pub struct AdamW {
     config: AdamWConfig,
     steps: u64,
-    m: Vec<E>,
-    v: Vec<E>,
+    m: Tensor,
+    v: Tensor,
 }
 
-impl<E: Element> AdamW<E> {
-    /// A fresh optimizer of `len` parameters.
+impl AdamW {
+    /// A fresh optimizer of a `[rows, cols]` matrix of `dtype` on `device`.
     ///
     /// # Errors
     /// `Config` naming the constant that is out of range.
-    pub fn new(config: AdamWConfig, len: usize) -> Result<Self> {
+    pub fn new(config: AdamWConfig, device: &Device, dtype: DType, rows: usize, cols: usize) -> Result<Self> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = config;
         check_constant("adam_beta1", beta1, "a number in [0, 1)", (0.0..1.0).contains(&beta1))?;
         check_constant("adam_beta2", beta2, "a number in [0, 1)", (0.0..1.0).contains(&beta2))?;
         check_constant("adam_epsilon", eps, "a finite number above 0", eps > 0.0 && eps.is_finite())?;
         let decay_fits = weight_decay >= 0.0 && weight_decay.is_finite();
         check_constant("weight_decay", weight_decay, "a finite number from 0", decay_fits)?;
-        Ok(Self { config, steps: 0, m: vec![E::ZERO; len], v: vec![E::ZERO; len] })
+        let zeros = || Tensor::zeros(device, rows, cols, dtype, Kind::Optimizer);
+        Ok(Self { config, steps: 0, m: zeros(), v: zeros() })
     }
 
     /// Steps taken.
@@ -59,24 +63,21 @@ impl<E: Element> AdamW<E> {
     /// `p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε)`.
     ///
     /// # Errors
-    /// `Op` where a length does not fit.
-    pub fn step(&mut self, params: &mut [E], grad: &[E], lr: f64) -> Result<()> {
-        check_lengths("AdamW", self.m.len(), params, grad)?;
-        self.steps += 1;
+    /// `Op` where a shape or type does not fit; `Device` where a GPU fails.
+    pub fn step(&mut self, params: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        let t = self.steps as f64;
-        let keep = E::from_f64(1.0 - lr * weight_decay);
-        let towards = E::from_f64(1.0 - beta1);
-        let (decay, share) = (E::from_f64(beta2), E::from_f64(1.0 - beta2));
-        let size = E::from_f64(-(lr / (1.0 - beta1.powf(t))));
-        let correction = E::from_f64((1.0 - beta2.powf(t)).sqrt());
-        let eps = E::from_f64(eps);
-        for (((p, &g), m), v) in params.iter_mut().zip(grad).zip(&mut self.m).zip(&mut self.v) {
-            *p *= keep;
-            *m = lerp(*m, g, towards);
-            *v = *v * decay + share * g * g;
-            *p += size * *m / (v.sqrt() / correction + eps);
-        }
+        let t = (self.steps + 1) as f64;
+        let step = AdamWStep {
+            keep: 1.0 - lr * weight_decay,
+            towards: 1.0 - beta1,
+            decay: beta2,
+            share: 1.0 - beta2,
+            size: -(lr / (1.0 - beta1.powf(t))),
+            correction: (1.0 - beta2.powf(t)).sqrt(),
+            eps,
+        };
+        adamw(params, grad, &mut self.m, &mut self.v, &step)?;
+        self.steps += 1;
         Ok(())
     }
 
@@ -84,35 +85,33 @@ impl<E: Element> AdamW<E> {
         self.steps = steps;
     }
 
-    pub(super) fn buffers(&self) -> [(&'static str, &[E]); 2] {
+    pub(super) fn moments(&self) -> [(&'static str, &Tensor); 2] {
         [("m", &self.m), ("v", &self.v)]
     }
 
-    pub(super) fn buffers_mut(&mut self) -> [(&'static str, &mut Vec<E>); 2] {
+    pub(super) fn moments_mut(&mut self) -> [(&'static str, &mut Tensor); 2] {
         [("m", &mut self.m), ("v", &mut self.v)]
     }
-}
-
-/// `a + w(b − a)`, from the nearer end, as `torch.lerp`.
-fn lerp<E: Element>(a: E, b: E, w: E) -> E {
-    if w < E::from_f64(0.5) { a + w * (b - a) } else { b - (b - a) * (E::ONE - w) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::Element;
 
     /// What torch 2.x's AdamW (lr 0.05, weight decay 0.01, foreach off) makes of these in 1 and 5 steps.
     fn run<E: Element>(steps: usize) -> Vec<E> {
-        let mut params = [0.5, -1.25, 3.0, -0.001].map(E::from_f64).to_vec();
+        let device = Device::cpu(Some(1)).unwrap();
+        let row = |values: &[E]| Tensor::from_slice(&device, 1, 4, values, Kind::Optimizer).unwrap();
+        let mut params = row(&[0.5, -1.25, 3.0, -0.001].map(E::from_f64));
         let config = AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() };
-        let mut optimizer = AdamW::new(config, 4).unwrap();
+        let mut optimizer = AdamW::new(config, &device, E::DTYPE, 1, 4).unwrap();
         for t in 0..steps {
             let (sign, add) = (E::from_f64(if t % 2 == 0 { 1.0 } else { -0.5 }), E::from_f64(0.01 * t as f64));
             let grad = [0.1, -2.0, 0.003, 40.0].map(|g| E::from_f64(g) * sign + add);
-            optimizer.step(&mut params, &grad, 0.05).unwrap();
+            optimizer.step(&mut params, &row(&grad), 0.05).unwrap();
         }
-        params
+        params.to_vec().unwrap()
     }
 
     #[test]
@@ -143,15 +142,12 @@ mod tests {
     fn the_first_step_by_hand() {
         // m/(1-β₁) = g and √v/√(1-β₂) = |g|, so the step is lr·g/(|g|+ε): here 0.1·2/(2+1), after p·(1−0.1·0.5).
         let config = AdamWConfig { eps: 1.0, weight_decay: 0.5, ..AdamWConfig::default() };
-        let mut params = [4.0f64];
-        AdamW::new(config, 1).unwrap().step(&mut params, &[2.0], 0.1).unwrap();
-        assert!((params[0] - (3.8 - 0.2 / 3.0)).abs() < 1e-15);
-    }
-
-    #[test]
-    fn a_first_moment_that_keeps_nothing_is_the_gradient() {
-        assert_eq!(lerp(5.0f32, 3.0, 1.0), 3.0);
-        assert_eq!(lerp(5.0f32, 3.0, 0.25), 4.5);
+        let device = Device::cpu(Some(1)).unwrap();
+        let one = |value: f64| Tensor::from_slice(&device, 1, 1, &[value], Kind::Optimizer).unwrap();
+        let mut params = one(4.0);
+        let mut optimizer = AdamW::new(config, &device, DType::F64, 1, 1).unwrap();
+        optimizer.step(&mut params, &one(2.0), 0.1).unwrap();
+        assert!((params.as_slice::<f64>()[0] - (3.8 - 0.2 / 3.0)).abs() < 1e-15);
     }
 
     #[test]
@@ -163,7 +159,8 @@ mod tests {
             (AdamWConfig { eps: 0.0, ..d() }, "adam_epsilon"),
             (AdamWConfig { weight_decay: f64::NAN, ..d() }, "weight_decay"),
         ] {
-            let error = AdamW::<f32>::new(config, 1).unwrap_err();
+            let device = Device::cpu(Some(1)).unwrap();
+            let error = AdamW::new(config, &device, DType::F32, 1, 1).unwrap_err();
             assert_eq!(error.exit_code(), 3);
             assert!(error.to_string().starts_with(name), "{error}");
         }

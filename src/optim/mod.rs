@@ -1,19 +1,22 @@
-//! Optimizers, learning-rate schedules and gradient clipping, as plain maths on host slices.
+//! Optimizers and learning-rate schedules: constants, state, and the numbers that depend on the step. The arithmetic is
+//! an op, [`crate::ops::optimizer`], done where the prompt is.
 //!
-//! Every optimizer sees one `[rows, cols]` matrix, the prompt. Steps are counted from 0. All arithmetic is done in the
-//! element type, except sums and the scalars that depend on the step, which are f64; there is one thread and one order,
-//! so equal input gives equal bits.
+//! Every optimizer sees one `[rows, cols]` matrix, the prompt. Steps are counted from 0. The numbers that depend on the
+//! step are f64.
 
 mod adafactor;
 mod adamw;
 mod schedule;
 
+pub use crate::ops::optimizer::{clip_grad_norm, is_finite};
 pub use adafactor::{Adafactor, AdafactorConfig};
 pub use adamw::{AdamW, AdamWConfig};
-pub use schedule::{Schedule, ScheduleKind, clip_grad_norm, warmup_steps};
+pub use schedule::{Schedule, ScheduleKind, warmup_steps};
 
-use crate::dtype::Element;
+use crate::device::Kind;
+use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
+use crate::tensor::Tensor;
 use crate::values::Values;
 
 /// Which optimizer, with its constants.
@@ -25,24 +28,27 @@ pub enum OptimizerConfig {
     Adafactor(AdafactorConfig),
 }
 
-/// An optimizer of one matrix, with its state.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Optimizer<E: Element> {
+/// An optimizer of one matrix, with its state on the matrix's device.
+#[derive(Debug, Clone)]
+pub enum Optimizer {
     /// Adam with decoupled weight decay.
-    AdamW(AdamW<E>),
+    AdamW(AdamW),
     /// Adafactor.
-    Adafactor(Adafactor<E>),
+    Adafactor(Adafactor),
 }
 
-impl<E: Element> Optimizer<E> {
-    /// A fresh optimizer of a `[rows, cols]` matrix, before its first step.
+impl Optimizer {
+    /// A fresh optimizer of `params` `[rows, cols]`, before its first step.
     ///
     /// # Errors
-    /// `Config` naming the constant that is out of range.
-    pub fn new(config: &OptimizerConfig, rows: usize, cols: usize) -> Result<Self> {
-        Ok(match config {
-            OptimizerConfig::AdamW(c) => Self::AdamW(AdamW::new(c.clone(), rows * cols)?),
-            OptimizerConfig::Adafactor(c) => Self::Adafactor(Adafactor::new(c.clone(), rows, cols)?),
+    /// `Config` naming the constant that is out of range; `Device` where there is no memory for the state.
+    pub fn new(config: &OptimizerConfig, params: &Tensor) -> Result<Self> {
+        let (device, dtype, rows, cols) = (params.device(), params.dtype(), params.rows(), params.cols());
+        device.run(|| {
+            Ok(match config {
+                OptimizerConfig::AdamW(c) => Self::AdamW(AdamW::new(c.clone(), device, dtype, rows, cols)?),
+                OptimizerConfig::Adafactor(c) => Self::Adafactor(Adafactor::new(c.clone(), device, dtype, rows, cols)?),
+            })
         })
     }
 
@@ -54,56 +60,62 @@ impl<E: Element> Optimizer<E> {
         }
     }
 
-    /// Moves `params` one step against `grad` at learning rate `lr`; both are `[rows, cols]`, row by row.
+    /// Moves `params` one step against `grad` at learning rate `lr`.
     ///
     /// # Errors
-    /// `Op` where a length does not fit; nothing is changed then.
-    pub fn step(&mut self, params: &mut [E], grad: &[E], lr: f64) -> Result<()> {
-        match self {
+    /// `Op` where a shape or type does not fit; nothing is changed then. `Device` where a GPU fails.
+    pub fn step(&mut self, params: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
+        let device = params.device().clone();
+        device.run(|| match self {
             Self::AdamW(o) => o.step(params, grad, lr),
             Self::Adafactor(o) => o.step(params, grad, lr),
+        })
+    }
+
+    fn moments(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::AdamW(o) => o.moments().into(),
+            Self::Adafactor(o) => o.moments(),
         }
     }
 
     /// Bytes of state, the step counter aside.
     pub fn state_bytes(&self) -> usize {
-        let elements = match self {
-            Self::AdamW(o) => o.buffers().iter().map(|(_, b)| b.len()).sum::<usize>(),
-            Self::Adafactor(o) => o.buffers().iter().map(|(_, b)| b.len()).sum(),
-        };
-        elements * E::DTYPE.size()
+        self.moments().iter().map(|(_, moment)| moment.buffer_bytes()).sum()
     }
 
     /// The whole state as named buffers: `step`, and the moments bit for bit.
-    pub fn state(&self) -> Vec<(String, Values)> {
-        let buffers = match self {
-            Self::AdamW(o) => o.buffers().to_vec(),
-            Self::Adafactor(o) => o.buffers(),
-        };
-        let step = Values::F64(vec![self.steps() as f64]);
-        let moments = buffers.into_iter().map(|(name, b)| (name.to_owned(), Values::from_slice(b)));
-        std::iter::once((STEP.to_owned(), step)).chain(moments).collect()
+    ///
+    /// # Errors
+    /// `Device` where a GPU fails.
+    pub fn state(&self) -> Result<Vec<(String, Values)>> {
+        let mut state = vec![(STEP.to_owned(), Values::F64(vec![self.steps() as f64]))];
+        for (name, moment) in self.moments() {
+            state.push((name.to_owned(), moment.to_values()?));
+        }
+        Ok(state)
     }
 
     /// Puts back what [`Optimizer::state`] gave; the same steps follow as would have.
     ///
     /// # Errors
     /// `Input` where a buffer is missing, unknown, there twice, of another length or type, or not finite; nothing is
-    /// changed then.
+    /// changed then. `Device` where a GPU fails.
     pub fn load_state(&mut self, state: &[(String, Values)]) -> Result<()> {
         let mut fresh = self.clone();
         let mut slots = match &mut fresh {
-            Self::AdamW(o) => o.buffers_mut().into(),
-            Self::Adafactor(o) => o.buffers_mut(),
+            Self::AdamW(o) => o.moments_mut().into(),
+            Self::Adafactor(o) => o.moments_mut(),
         };
         let known = |name: &str| name == STEP || slots.iter().any(|(slot, _)| *slot == name);
         if let Some((name, _)) = state.iter().find(|(name, _)| !known(name)) {
             return Err(mismatch(name, "only buffers of this optimizer", "a buffer of another one"));
         }
         for (name, slot) in &mut slots {
-            **slot = fitting(state, name, slot.len())?;
+            let values = fitting(state, name, slot.len(), slot.dtype())?;
+            **slot = Tensor::from_values(slot.device(), slot.rows(), slot.cols(), values, Kind::Optimizer)?;
         }
-        let step = fitting::<f64>(state, STEP, 1)?[0];
+        let step = fitting(state, STEP, 1, DType::F64)?.get(0).unwrap_or(f64::NAN);
         if step < 0.0 || step.fract() != 0.0 || step > 2f64.powi(53) {
             return Err(mismatch(STEP, "a whole number from 0", step.to_string()));
         }
@@ -118,35 +130,27 @@ impl<E: Element> Optimizer<E> {
 
 const STEP: &str = "step";
 
-/// The one buffer `name` of `state`, if it has `len` finite values of type `E`.
-fn fitting<E: Element>(state: &[(String, Values)], name: &str, len: usize) -> Result<Vec<E>> {
+/// The one buffer `name` of `state`, if it has `len` finite values of type `dtype`.
+fn fitting<'a>(state: &'a [(String, Values)], name: &str, len: usize, dtype: DType) -> Result<&'a Values> {
     let mut found = state.iter().filter(|(n, _)| n == name).map(|(_, values)| values);
     let values = match (found.next(), found.next()) {
         (Some(values), None) => values,
         (None, _) => return Err(mismatch(name, "this buffer", "none")),
         (Some(_), Some(_)) => return Err(mismatch(name, "this buffer once", "it twice")),
     };
-    let (want, got) = (format!("{len} {} values", E::DTYPE), format!("{} {} values", values.len(), values.dtype()));
+    let (want, got) = (format!("{len} {dtype} values"), format!("{} {} values", values.len(), values.dtype()));
     if want != got {
         return Err(mismatch(name, want, got));
     }
     match values.first_non_finite() {
         Some(index) => Err(mismatch(name, "finite values", format!("another at index {index}"))),
-        None => Ok(values.to_vec()),
+        None => Ok(values),
     }
 }
 
 fn mismatch(name: &str, expected: impl Into<String>, got: impl Into<String>) -> Error {
     Error::input(Place::item(format!("optimizer state {name}")), expected, got)
         .hint("the state is of another optimizer, prompt or element type")
-}
-
-fn check_lengths<E>(op: &'static str, len: usize, params: &[E], grad: &[E]) -> Result<()> {
-    if params.len() == len && grad.len() == len {
-        return Ok(());
-    }
-    let got = format!("{} parameters and {} gradients", params.len(), grad.len());
-    Err(Error::op(op, format!("{len} parameters and gradients"), got))
 }
 
 fn check_constant(name: &str, value: f64, expected: &str, fits: bool) -> Result<()> {
@@ -156,6 +160,7 @@ fn check_constant(name: &str, value: f64, expected: &str, fits: bool) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
 
     fn configs() -> [OptimizerConfig; 3] {
         let factored = AdafactorConfig { min_dim_factored: 2, ..AdafactorConfig::default() };
@@ -166,34 +171,40 @@ mod tests {
         ]
     }
 
-    fn grad(step: usize) -> Vec<f32> {
-        (0..6).map(|i| ((i * 7 + step * 3) % 5) as f32 - 1.9).collect()
+    fn matrix(values: &[f64]) -> Tensor {
+        let device = Device::cpu(Some(1)).unwrap();
+        Tensor::from_f64(&device, 2, 3, DType::F32, values, Kind::Optimizer).unwrap()
+    }
+
+    fn grad(step: usize) -> Tensor {
+        matrix(&[0, 1, 2, 3, 4, 5].map(|i| ((i * 7 + step * 3) % 5) as f64 - 1.9))
     }
 
     #[test]
     fn a_state_put_back_goes_on_with_the_same_bits() {
         for config in configs() {
-            let mut straight = Optimizer::<f32>::new(&config, 2, 3).unwrap();
-            let mut params = vec![0.5f32; 6];
+            let mut params = matrix(&[0.5; 6]);
+            let mut straight = Optimizer::new(&config, &params).unwrap();
             for step in 0..3 {
                 straight.step(&mut params, &grad(step), 0.1).unwrap();
             }
-            let mut resumed = Optimizer::<f32>::new(&config, 2, 3).unwrap();
-            resumed.load_state(&straight.state()).unwrap();
-            assert_eq!((resumed.steps(), &resumed), (3, &straight));
+            let mut resumed = Optimizer::new(&config, &params).unwrap();
+            resumed.load_state(&straight.state().unwrap()).unwrap();
+            assert_eq!((resumed.steps(), resumed.state().unwrap()), (3, straight.state().unwrap()));
             let mut again = params.clone();
             straight.step(&mut params, &grad(3), 0.1).unwrap();
             resumed.step(&mut again, &grad(3), 0.1).unwrap();
-            assert_eq!(params, again);
+            assert_eq!(params.as_slice::<f32>(), again.as_slice::<f32>());
         }
     }
 
     #[test]
     fn state_that_does_not_fit_is_refused_and_changes_nothing() {
         for config in configs() {
-            let mut o = Optimizer::<f32>::new(&config, 2, 3).unwrap();
-            o.step(&mut [0.5; 6], &grad(0), 0.1).unwrap();
-            let (before, good) = (o.clone(), o.state());
+            let mut params = matrix(&[0.5; 6]);
+            let mut o = Optimizer::new(&config, &params).unwrap();
+            o.step(&mut params, &grad(0), 0.1).unwrap();
+            let good = o.state().unwrap();
             let with = |i: usize, values: Values| {
                 let mut state = good.clone();
                 state[i].1 = values;
@@ -217,15 +228,16 @@ mod tests {
             ] {
                 assert_eq!(o.load_state(&state).unwrap_err().exit_code(), 4);
             }
-            assert_eq!(o, before);
-            assert_eq!(o.step(&mut [0.5; 5], &grad(0), 0.1).unwrap_err().exit_code(), 1);
-            assert_eq!(o, before);
+            assert_eq!(o.state().unwrap(), good);
+            let mut other = params.prefix(1);
+            assert_eq!(o.step(&mut other, &grad(0), 0.1).unwrap_err().exit_code(), 1);
+            assert_eq!(o.state().unwrap(), good);
         }
     }
 
     #[test]
     fn state_bytes_are_those_of_the_moments() {
-        let bytes = configs().map(|c| Optimizer::<f32>::new(&c, 2, 3).unwrap().state_bytes());
+        let bytes = configs().map(|c| Optimizer::new(&c, &matrix(&[0.5; 6])).unwrap().state_bytes());
         assert_eq!(bytes, [2 * 6 * 4, 6 * 4, (2 + 3) * 4]);
     }
 }

@@ -1,6 +1,5 @@
 //! Learning-rate schedules and gradient clipping.
 
-use crate::dtype::Element;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
@@ -55,20 +54,6 @@ impl Schedule {
 /// [0, 1] is brought to the nearer end.
 pub fn warmup_steps(ratio: f64, total: u64) -> u64 {
     (ratio.clamp(0.0, 1.0) * total as f64).ceil() as u64
-}
-
-/// Scales `grad` down so that its Euclidean norm is at most `max_norm`, and gives the norm it had.
-///
-/// As `torch.nn.utils.clip_grad_norm_`: `g ← g · min(1, max_norm / (norm + 10⁻⁶))`. Where the norm is not finite the
-/// gradient is left as it is: the caller sees the norm and stops.
-pub fn clip_grad_norm<E: Element>(grad: &mut [E], max_norm: f64) -> f64 {
-    let norm = grad.iter().map(|g| g.to_f64() * g.to_f64()).sum::<f64>().sqrt();
-    let factor = max_norm / (norm + 1e-6);
-    if norm.is_finite() && factor < 1.0 {
-        let factor = E::from_f64(factor);
-        grad.iter_mut().for_each(|g| *g *= factor);
-    }
-    norm
 }
 
 #[cfg(test)]
@@ -130,19 +115,5 @@ mod tests {
             }
         }
         assert_eq!((warmup_steps(0.1, 25), warmup_steps(0.0, 9), warmup_steps(f64::NAN, 9)), (3, 0, 0));
-    }
-
-    #[test]
-    fn clipping_is_torchs() {
-        let mut grad = [3.0f64, 4.0];
-        assert_eq!(clip_grad_norm(&mut grad, 1.0), 5.0);
-        close(&grad, &[0.599999880000024, 0.799999840000032]);
-        let mut small = [0.3f32, 0.4];
-        assert!((clip_grad_norm(&mut small, 1.0) - 0.5).abs() < 1e-7);
-        assert_eq!(small, [0.3, 0.4]);
-        let mut broken = [f32::NAN, 9.0];
-        assert!(clip_grad_norm(&mut broken, 1.0).is_nan());
-        assert_eq!(broken[1], 9.0);
-        assert_eq!(clip_grad_norm::<f32>(&mut [], 1.0), 0.0);
     }
 }

@@ -19,7 +19,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Place, Result};
 use crate::models::Model;
 use crate::optim::{AdafactorConfig, AdamWConfig, OptimizerConfig, Schedule, ScheduleKind};
-use crate::tensor::{Tensor, with_element};
+use crate::tensor::Tensor;
 use crate::values::sha256_hex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
@@ -119,7 +119,7 @@ pub struct Summary {
 /// rows of the step, with the last good prompt saved; [`Error::Config`] for a directory that holds another run;
 /// [`Error::Input`] for a checkpoint of another run; [`Error::Io`] if nothing can be written.
 pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
-    with_element!(training.model.prompt_dtype(), E => run::Run::<E>::start(training)?.go(observer, interrupt))
+    run::Run::start(training)?.go(observer, interrupt)
 }
 
 impl Training<'_> {

@@ -3,13 +3,12 @@
 use super::Training;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Report, Resume};
-use crate::dtype::Element;
 use crate::error::{Error, Place, Result};
 use crate::metrics::{EventWriter, MetricsLog};
 use crate::prompt::PromptFile;
 use crate::prompt::file::PROMPT_FILE;
 use crate::storage::atomic_write;
-use crate::values::Values;
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -82,14 +81,14 @@ impl Output {
     }
 
     /// The prompt as a file holds it.
-    pub(super) fn prompt<E: Element>(&self, values: &[E], step: u64) -> Result<PromptFile> {
+    pub(super) fn prompt(&self, values: &Tensor, step: u64) -> Result<PromptFile> {
         let mut meta = self.meta.clone();
         meta.insert("step".to_string(), step.to_string());
-        PromptFile::new(self.rows, self.cols, Values::from_slice(values), meta)
+        PromptFile::new(self.rows, self.cols, values.to_values()?, meta)
     }
 
     /// Saves a prompt under `name`, and gives its hash.
-    pub(super) fn save_prompt<E: Element>(&self, name: &str, values: &[E], step: u64) -> Result<String> {
+    pub(super) fn save_prompt(&self, name: &str, values: &Tensor, step: u64) -> Result<String> {
         let prompt = self.prompt(values, step)?;
         prompt.write(self.prompt_path(name))?;
         Ok(prompt.hash())

@@ -5,9 +5,8 @@ use super::{Ended, Observer, StepReport, Summary, Training};
 use crate::checkpoint::{Best, Checkpoint, Fingerprints};
 use crate::data::{Batches, Cursor, EpochOrder};
 use crate::device::Kind;
-use crate::dtype::Element;
 use crate::error::{Error, Place, Result};
-use crate::optim::{Optimizer, Schedule, clip_grad_norm};
+use crate::optim::{Optimizer, Schedule, clip_grad_norm, is_finite};
 use crate::step::Batch;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -17,25 +16,25 @@ use std::time::Instant;
 /// Rows named in an error, at most.
 const NAMED_ROWS: usize = 32;
 
-/// A training in progress, computing in `E`.
-pub(super) struct Run<'a, E: Element> {
+/// A training in progress.
+pub(super) struct Run<'a> {
     training: Training<'a>,
     output: Output,
     fingerprints: Fingerprints,
     schedule: Schedule,
     total_steps: u64,
     steps_per_epoch: u64,
-    state: State<E>,
+    state: State,
     batches: Batches,
 }
 
 /// What a checkpoint holds.
-struct State<E: Element> {
+struct State {
     step: u64,
     /// Where the next step's examples begin.
     cursor: Cursor,
-    prompt: Vec<E>,
-    optimizer: Optimizer<E>,
+    prompt: Tensor,
+    optimizer: Optimizer,
     best: Option<Best>,
     evals_without_gain: u64,
     window: Window,
@@ -57,7 +56,7 @@ struct Examples {
     tokens: usize,
 }
 
-impl<'a, E: Element> Run<'a, E> {
+impl<'a> Run<'a> {
     pub(super) fn start(training: Training<'a>) -> Result<Self> {
         let config = training.config;
         let rows = config.num_virtual_tokens;
@@ -67,7 +66,9 @@ impl<'a, E: Element> Run<'a, E> {
         }
         let resumed = to_resume(&training)?;
         let output = Output::open(&training, resumed.as_ref().map(|checkpoint| checkpoint.step))?;
-        let mut optimizer = Optimizer::new(&training.optimizer(), rows, cols)?;
+        let model = training.model;
+        let initial = model.prompt_from(rows, &training.initial)?;
+        let mut optimizer = Optimizer::new(&training.optimizer(), &initial)?;
         let state = match resumed {
             Some(checkpoint) => {
                 optimizer.load_state(&checkpoint.optimizer)?;
@@ -77,7 +78,9 @@ impl<'a, E: Element> Run<'a, E> {
                 State {
                     step: checkpoint.step,
                     cursor: serde_json::from_value(checkpoint.cursor).map_err(wrong)?,
-                    prompt: checkpoint.prompt.values.to_vec(),
+                    prompt: model.device().run(|| {
+                        Tensor::from_values(model.device(), rows, cols, &checkpoint.prompt.values, Kind::Optimizer)
+                    })?,
                     optimizer,
                     best: checkpoint.best,
                     evals_without_gain: checkpoint.evals_without_gain,
@@ -86,12 +89,11 @@ impl<'a, E: Element> Run<'a, E> {
                 }
             }
             None => {
-                let prompt: Vec<E> = training.initial.iter().map(|&x| E::from_f64(x)).collect();
-                output.save_prompt("initial", &prompt, 0)?;
+                output.save_prompt("initial", &initial, 0)?;
                 State {
                     step: 0,
                     cursor: Cursor::default(),
-                    prompt,
+                    prompt: initial,
                     optimizer,
                     best: None,
                     evals_without_gain: 0,
@@ -143,7 +145,8 @@ impl<'a, E: Element> Run<'a, E> {
     fn step(&mut self, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<()> {
         let start = Instant::now();
         let examples = self.next_examples()?;
-        let prompt = self.prompt_tensor()?;
+        let prompt = self.state.prompt.clone();
+        let device = prompt.device().clone();
         let mut nll = 0.0;
         let mut gradient: Option<Tensor> = None;
         for part in &examples.parts {
@@ -154,24 +157,22 @@ impl<'a, E: Element> Run<'a, E> {
             let found = self.training.model.loss_and_grad_of_part(&prompt, part, examples.label_tokens)?;
             nll += found.loss.by_example.iter().sum::<f64>();
             match &mut gradient {
-                Some(sum) => sum.add_assign(&found.grad)?,
+                Some(sum) => device.run(|| sum.add_assign(&found.grad))?,
                 None => gradient = Some(found.grad),
             }
         }
         let loss = nll / examples.label_tokens as f64;
-        let gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
-        let gradient = &mut gradient.to_vec::<E>()?[..];
-        if !loss.is_finite() || gradient.iter().any(|x| !Element::is_finite(*x)) {
+        let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
+        if !loss.is_finite() || !device.run(|| is_finite(&gradient))? {
             return Err(self.diverged("loss and gradient", loss, &examples));
         }
         let config = self.training.config;
         let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f64::INFINITY };
-        let grad_norm = clip_grad_norm(gradient, limit);
+        let grad_norm = device.run(|| clip_grad_norm(&mut gradient, limit))?;
         let learning_rate = self.schedule.at(self.state.step);
-        let before = self.state.prompt.clone();
-        self.state.optimizer.step(&mut self.state.prompt, gradient, learning_rate)?;
-        if self.state.prompt.iter().any(|x| !Element::is_finite(*x)) {
-            self.state.prompt = before;
+        self.state.optimizer.step(&mut self.state.prompt, &gradient, learning_rate)?;
+        if !device.run(|| is_finite(&self.state.prompt))? {
+            self.state.prompt = prompt;
             return Err(self.diverged("prompt after the step", loss, &examples));
         }
 
@@ -218,11 +219,6 @@ impl<'a, E: Element> Run<'a, E> {
         Ok(examples)
     }
 
-    fn prompt_tensor(&self) -> Result<Tensor> {
-        let (rows, model) = (self.training.config.num_virtual_tokens, self.training.model);
-        Tensor::from_slice(model.device(), rows, model.config().hidden_size, &self.state.prompt, Kind::Optimizer)
-    }
-
     fn log_step(&mut self, report: &StepReport) -> Result<()> {
         if !report.step.is_multiple_of(self.training.config.logging_steps) && report.step != self.total_steps {
             return Ok(());
@@ -245,7 +241,7 @@ impl<'a, E: Element> Run<'a, E> {
 
     /// Evaluates, keeps the best prompt, and says whether to go on.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
-        let prompt = self.prompt_tensor()?;
+        let prompt = self.state.prompt.clone();
         let config = self.training.config;
         let Some(evaluate) = &mut self.training.evaluate else { return Ok(true) };
         let metrics = evaluate(&prompt)?;
@@ -281,7 +277,7 @@ impl<'a, E: Element> Run<'a, E> {
             step: state.step,
             cursor: json(serde_json::to_value(state.cursor))?,
             prompt: self.output.prompt(&state.prompt, state.step)?,
-            optimizer: state.optimizer.state(),
+            optimizer: state.optimizer.state()?,
             best: state.best.clone(),
             evals_without_gain: state.evals_without_gain,
             history: json(serde_json::to_value(state.window))?,

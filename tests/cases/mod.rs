@@ -5,6 +5,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod models;
+pub mod run;
 mod table;
 
 #[allow(unused_imports, reason = "whole models have no table")]
@@ -23,6 +24,8 @@ use std::sync::Arc;
 pub struct Case {
     pub op: Op,
     pub seed: u64,
+    /// Whether all numbers, of operands and parameters, are exact in bf16.
+    pub in_bf16: bool,
 }
 
 /// An op with its shapes. `grad` is the number of leading rows that carry gradient.
@@ -155,16 +158,16 @@ pub struct Input {
 }
 
 impl Weight {
-    pub fn stored(&self, seed: u64) -> StoredTensor {
+    pub fn stored(&self, seed: u64, in_bf16: bool) -> StoredTensor {
         let shape = match self.orientation {
             Orientation::RowPerOutput => [self.outputs, self.inputs],
             Orientation::RowPerInput => [self.inputs, self.outputs],
         };
         let (count, mut random) = (self.outputs * self.inputs, Random::new(seed ^ 77));
         match self.format {
-            Format::F64 => StoredTensor::from_values("w", &shape, random.numbers(count)).unwrap(),
+            Format::F64 => StoredTensor::from_values("w", &shape, rounded(random.numbers(count), in_bf16)).unwrap(),
             Format::F32 => {
-                let values: Vec<f32> = random.numbers(count).into_iter().map(|x| x as f32).collect();
+                let values: Vec<f32> = rounded(random.numbers(count), in_bf16).into_iter().map(|x| x as f32).collect();
                 StoredTensor::from_values("w", &shape, values).unwrap()
             }
             format => {
@@ -177,8 +180,8 @@ impl Weight {
         }
     }
 
-    pub fn matrix(&self, seed: u64) -> Arc<Matrix> {
-        let whole = Matrix::new(self.stored(seed), self.orientation).unwrap();
+    pub fn matrix(&self, seed: u64, in_bf16: bool) -> Arc<Matrix> {
+        let whole = Matrix::new(self.stored(seed, in_bf16), self.orientation).unwrap();
         Arc::new(self.part.clone().map_or(whole.clone(), |part| whole.outputs(part).unwrap()))
     }
 
@@ -213,14 +216,31 @@ fn block(format: Format, random: &mut Random) -> Vec<u8> {
     block
 }
 
+/// The numbers, rounded to bf16 where that is wanted.
+fn rounded(mut values: Vec<f64>, to_bf16: bool) -> Vec<f64> {
+    if to_bf16 {
+        values.iter_mut().for_each(|x| *x = half::bf16::from_f64(*x).to_f64());
+    }
+    values
+}
+
 pub fn tensor(device: &Device, dtype: DType, rows: usize, cols: usize, values: &[f64]) -> Tensor {
     Tensor::from_f64(device, rows, cols, dtype, values, Kind::Workspace).unwrap()
 }
 
 impl Case {
+    /// The same case with numbers that are exact in bf16.
+    pub fn in_bf16(&self) -> Self {
+        Self { in_bf16: true, ..self.clone() }
+    }
+
+    pub fn rounded(&self, values: Vec<f64>) -> Vec<f64> {
+        rounded(values, self.in_bf16)
+    }
+
     /// A parameter of the op that is not an operand, as a row: the norm's weight, the bias.
     pub fn parameter(&self, which: u64, count: usize) -> Vec<f64> {
-        Random::new(self.seed ^ (1000 + which)).numbers(count)
+        self.rounded(Random::new(self.seed ^ (1000 + which)).numbers(count))
     }
 
     /// Indices below `limit`.
@@ -249,6 +269,12 @@ impl Case {
     }
 
     pub fn inputs(&self) -> Vec<Input> {
+        let mut inputs = self.inputs_in_f32();
+        inputs.iter_mut().for_each(|input| input.values = self.rounded(std::mem::take(&mut input.values)));
+        inputs
+    }
+
+    fn inputs_in_f32(&self) -> Vec<Input> {
         let mut random = Random::new(self.seed);
         let mut input = |rows: usize, cols: usize, grad: usize| {
             assert!(grad <= rows, "{self:?}");
@@ -289,7 +315,7 @@ impl Case {
         match &self.op {
             Op::Linear { weight, bias, .. } => {
                 let bias = bias.then(|| row(self.parameter(0, weight.out_features())));
-                ops::linear(tape, &x[0], &weight.matrix(self.seed), bias.as_ref()).unwrap()
+                ops::linear(tape, &x[0], &weight.matrix(self.seed, self.in_bf16), bias.as_ref()).unwrap()
             }
             Op::Add { .. } => ops::add(tape, &x[0], x[1].clone()).unwrap(),
             Op::RmsNorm { cols, .. } => ops::rms_norm(tape, &x[0], &row(self.parameter(0, *cols)), EPSILON).unwrap(),
@@ -301,7 +327,7 @@ impl Case {
                 let angles = self.angles(dim / 2);
                 let table = |f: fn(f64) -> f64| {
                     let values: Vec<f64> = angles.iter().map(|&angle| f(angle)).collect();
-                    tensor(device, dtype, POSITIONS, dim / 2, &values)
+                    tensor(device, dtype.accumulator(), POSITIONS, dim / 2, &values)
                 };
                 let rotation = Arc::new(Rotation { pairing: *pairing, cos: table(f64::cos), sin: table(f64::sin) });
                 ops::rope(tape, x[0].clone(), &rotation, &self.indices(0, *rows, POSITIONS).into()).unwrap()
@@ -315,14 +341,14 @@ impl Case {
             Op::Embedding { prompt, ids, table, positions } => {
                 let ids: Vec<u32> = self.indices(0, *ids, table.outputs).into_iter().map(|id| id as u32).collect();
                 let of_row = self.indices(1, prompt + ids.len(), table.outputs);
-                let position_table = table.matrix(self.seed ^ 9);
+                let position_table = table.matrix(self.seed ^ 9, self.in_bf16);
                 let positions = positions.then_some(Positions { table: &position_table, of_row: &of_row });
-                ops::embedding(tape, &x[0], &table.matrix(self.seed), &ids, positions).unwrap()
+                ops::embedding(tape, &x[0], &table.matrix(self.seed, self.in_bf16), &ids, positions).unwrap()
             }
             Op::Rows { index, .. } => ops::rows(tape, &x[0], &index.as_slice().into()).unwrap(),
             Op::CrossEntropy { rows, head, .. } => {
                 let (labels, scales) = (self.labels(*rows, head.outputs), self.scales(*rows));
-                ops::cross_entropy(tape, &x[0], &head.matrix(self.seed), &labels, &scales).unwrap().loss
+                ops::cross_entropy(tape, &x[0], &head.matrix(self.seed, self.in_bf16), &labels, &scales).unwrap().loss
             }
         }
     }

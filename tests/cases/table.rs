@@ -42,7 +42,7 @@ pub fn table() -> Vec<Case> {
     ops.extend(attention());
     ops.extend(embedding());
     ops.extend(cross_entropy());
-    ops.into_iter().zip(1..).map(|(op, seed)| Case { op, seed }).collect()
+    ops.into_iter().zip(1..).map(|(op, seed)| Case { op, seed, in_bf16: false }).collect()
 }
 
 fn row_cases(rows: usize, cols: usize, grad: usize) -> Vec<Op> {

@@ -12,7 +12,7 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
         Op::Linear { rows, weight, bias, .. } => {
             let outputs = weight.out_features();
             let bias = if *bias { case.parameter(0, outputs) } else { vec![0.0; outputs] };
-            linear(&x[0], *rows, weight, case.seed, &bias)
+            linear(&x[0], *rows, weight, case, &bias)
         }
         Op::Add { .. } => x[0].iter().zip(&x[1]).map(|(a, b)| a + b).collect(),
         Op::RmsNorm { cols, .. } => {
@@ -36,13 +36,13 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
         Op::Activation { function, .. } => x[0].iter().map(|&x| activation(*function, x)).collect(),
         Op::Gated { function, .. } => x[0].iter().zip(&x[1]).map(|(&g, u)| activation(*function, g) * u).collect(),
         Op::Embedding { prompt, ids, table, positions } => {
-            let embedded = widened(table, case.seed);
+            let embedded = widened(table, case, case.seed);
             let mut stream = x[0].clone();
             for id in case.indices(0, *ids, table.outputs) {
                 stream.extend(&embedded[id * table.inputs..(id + 1) * table.inputs]);
             }
             if *positions {
-                let learned = widened(table, case.seed ^ 9);
+                let learned = widened(table, case, case.seed ^ 9);
                 for (row, position) in case.indices(1, prompt + ids, table.outputs).into_iter().enumerate() {
                     for i in 0..table.inputs {
                         stream[row * table.inputs + i] += learned[position * table.inputs + i];
@@ -55,7 +55,7 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
             index.iter().flat_map(|row| x[0][row * cols..(row + 1) * cols].to_vec()).collect()
         }
         Op::CrossEntropy { rows, head, .. } => {
-            let logits = linear(&x[0], *rows, head, case.seed, &vec![0.0; head.outputs]);
+            let logits = linear(&x[0], *rows, head, case, &vec![0.0; head.outputs]);
             let (labels, scales) = (case.labels(*rows, head.outputs), case.scales(*rows));
             let nll = |row: usize| {
                 let logits = &logits[row * head.outputs..(row + 1) * head.outputs];
@@ -70,14 +70,14 @@ fn by_row(x: &[f64], cols: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
     x.chunks_exact(cols).flat_map(f).collect()
 }
 
-fn widened(weight: &Weight, seed: u64) -> Vec<f64> {
+fn widened(weight: &Weight, case: &Case, seed: u64) -> Vec<f64> {
     let mut values = vec![0.0; weight.outputs * weight.inputs];
-    weight.stored(seed).widen(0, &mut values);
+    weight.stored(seed, case.in_bf16).widen(0, &mut values);
     values
 }
 
-fn linear(x: &[f64], rows: usize, weight: &Weight, seed: u64, bias: &[f64]) -> Vec<f64> {
-    let w = widened(weight, seed);
+fn linear(x: &[f64], rows: usize, weight: &Weight, case: &Case, bias: &[f64]) -> Vec<f64> {
+    let w = widened(weight, case, case.seed);
     let first = weight.part.as_ref().map_or(0, |part| part.start);
     let mut y = Vec::with_capacity(rows * bias.len());
     for row in 0..rows {

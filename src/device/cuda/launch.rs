@@ -5,7 +5,6 @@ use super::driver::error;
 use crate::device::Buffer;
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use crate::tensor::Tensor;
 use cudarc::driver::result::{self, function};
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute_enum};
 use std::ffi::{CString, c_void};
@@ -20,6 +19,8 @@ enum Param {
     Word32,
     /// `float`.
     Float32,
+    /// `double`.
+    Float64,
 }
 
 /// A kernel that has been loaded.
@@ -47,6 +48,7 @@ fn signatures(op: &str, ptx: &'static str) -> Result<Vec<(&'static str, Vec<Para
             Some(".u64" | ".b64" | ".s64") => Ok(Param::Word64),
             Some(".u32" | ".b32" | ".s32") => Ok(Param::Word32),
             Some(".f32") => Ok(Param::Float32),
+            Some(".f64") => Ok(Param::Float64),
             other => Err(wrong(other.unwrap_or("nothing"))),
         });
         found.push((name, params.collect::<Result<Vec<_>>>()?));
@@ -122,10 +124,33 @@ impl Grid {
         Self::new(items.div_ceil(threads as usize), threads)
     }
 
+    /// Blocks of 256 threads for `count` elements of `dtype`, 16 bytes a thread.
+    pub(crate) fn elements(count: usize, dtype: DType) -> Self {
+        Self::cover(count.div_ceil(16 / dtype.size()), 256)
+    }
+
+    /// The grid of kernels that reduce over rows (`kernels/norm.cuh`): a warp for a row of up to 1024 elements, a block
+    /// of 256 threads for a longer one.
+    pub(crate) fn rows(rows: usize, cols: usize) -> Self {
+        Self::new(if cols <= 1024 { rows.div_ceil(8) } else { rows }, 256)
+    }
+
     /// The same with `bytes` of dynamic shared memory.
     pub(crate) fn shared(self, bytes: usize) -> Self {
         Self { shared: u32::try_from(bytes).unwrap_or(u32::MAX), ..self }
     }
+}
+
+/// A matrix in a GPU's memory, as kernels are pointed to it.
+pub(crate) trait Operand {
+    /// Where its first element lies.
+    fn address(&self) -> u64;
+    /// Where its first element lies, to be written: memory that is shared is copied first.
+    fn address_mut(&mut self) -> u64;
+    /// How many elements it has.
+    fn elements(&self) -> usize;
+    /// Bytes of one.
+    fn element_bytes(&self) -> usize;
 }
 
 /// One argument of a launch. Lives as long as the borrow of the memory it points to.
@@ -133,7 +158,7 @@ impl Grid {
 pub(crate) struct Arg<'a> {
     value: u64,
     kind: Param,
-    memory: PhantomData<&'a Tensor>,
+    memory: PhantomData<&'a Buffer>,
 }
 
 impl<'a> Arg<'a> {
@@ -142,26 +167,26 @@ impl<'a> Arg<'a> {
     }
 
     /// The elements of a tensor, to be read: `const T*`.
-    pub(crate) fn tensor(tensor: &'a Tensor) -> Self {
-        Self::word(tensor.device_address(), Param::Word64)
+    pub(crate) fn tensor(tensor: &'a impl Operand) -> Self {
+        Self::word(tensor.address(), Param::Word64)
     }
 
     /// The elements of a tensor from element `first` on, to be read: `const T*`.
-    pub(crate) fn tensor_from(tensor: &'a Tensor, first: usize) -> Self {
-        debug_assert!(first <= tensor.len());
-        Self::word(tensor.device_address() + (first * tensor.dtype().size()) as u64, Param::Word64)
+    pub(crate) fn tensor_from(tensor: &'a impl Operand, first: usize) -> Self {
+        debug_assert!(first <= tensor.elements());
+        Self::word(tensor.address() + (first * tensor.element_bytes()) as u64, Param::Word64)
     }
 
     /// The elements of a tensor, to be written: `T*`. Memory that is shared is copied first.
-    pub(crate) fn tensor_mut(tensor: &'a mut Tensor) -> Self {
-        Self::word(tensor.device_address_mut(), Param::Word64)
+    pub(crate) fn tensor_mut(tensor: &'a mut impl Operand) -> Self {
+        Self::word(tensor.address_mut(), Param::Word64)
     }
 
     /// The elements of a tensor from element `first` on, to be written: `T*`.
-    pub(crate) fn tensor_mut_from(tensor: &'a mut Tensor, first: usize) -> Self {
-        debug_assert!(first <= tensor.len());
-        let bytes = (first * tensor.dtype().size()) as u64;
-        Self::word(tensor.device_address_mut() + bytes, Param::Word64)
+    pub(crate) fn tensor_mut_from(tensor: &'a mut impl Operand, first: usize) -> Self {
+        debug_assert!(first <= tensor.elements());
+        let bytes = (first * tensor.element_bytes()) as u64;
+        Self::word(tensor.address_mut() + bytes, Param::Word64)
     }
 
     /// A buffer's bytes, to be read: `const unsigned char*`, or whatever the kernel takes them for.
@@ -172,6 +197,11 @@ impl<'a> Arg<'a> {
     /// A buffer's bytes, to be written.
     pub(crate) fn buffer_mut(buffer: &'a mut Buffer) -> Self {
         Self::word(buffer.device_address(), Param::Word64)
+    }
+
+    /// An address that the caller vouches for.
+    pub(crate) fn address(address: u64) -> Self {
+        Self::word(address, Param::Word64)
     }
 
     /// No memory: a null pointer, where the kernel allows one.
@@ -198,6 +228,11 @@ impl<'a> Arg<'a> {
     /// `float`.
     pub(crate) fn float(value: f64) -> Self {
         Self::word(u64::from((value as f32).to_bits()), Param::Float32)
+    }
+
+    /// `double`.
+    pub(crate) fn double(value: f64) -> Self {
+        Self::word(value.to_bits(), Param::Float64)
     }
 }
 

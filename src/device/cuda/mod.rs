@@ -4,17 +4,20 @@
 //! Nothing waits for the GPU but what reads its memory. Memory that is dropped may be used again at once: what comes
 //! later in the stream comes later in time.
 
+mod blas;
 mod driver;
 mod launch;
 
-pub(crate) use launch::{Arg, Grid, Kernel};
+pub(crate) use blas::{Layout, Operation, Pointers};
+pub(crate) use launch::{Arg, Grid, Kernel, Operand};
 
 use super::memory::{Kind, Ledger, OutOfMemory};
 use super::pool::Pool;
 use crate::error::{Error, Place, Result};
+use blas::Blas;
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUmodule, CUstream};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bytes that every allocation is a multiple of, and its alignment.
@@ -28,11 +31,25 @@ pub struct CudaOptions {
     /// Whether memory that is given back is kept for later. Without it every buffer comes from the driver, which is slow
     /// but shows the stand-in driver of the tests each read of memory that nothing wrote.
     pub pooled: bool,
+    /// What multiplies matrices.
+    pub matmul: Matmul,
+}
+
+/// What multiplies matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Matmul {
+    /// What `SOFTPROMPT_MATMUL` says (`own` or `cublaslt`), or else cuBLASLt where the machine has it.
+    #[default]
+    Auto,
+    /// The kernels of `kernels/matmul.cu`.
+    Own,
+    /// cuBLASLt.
+    CublasLt,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, pooled: !cfg!(debug_assertions) }
+        Self { ordinal: 0, pooled: !cfg!(debug_assertions), matmul: Matmul::Auto }
     }
 }
 
@@ -64,11 +81,14 @@ struct Inner {
     properties: CudaProperties,
     options: CudaOptions,
     ledger: Ledger,
+    synchronizations: AtomicUsize,
     /// Memory given back, by length in bytes.
     pool: Mutex<Pool<u64>>,
     /// What is waiting to be handed to the driver.
     modules: Mutex<Vec<CUmodule>>,
     functions: Vec<(&'static str, &'static str, OnceLock<Vec<launch::Function>>)>,
+    /// cuBLASLt, looked for when it is first needed; nothing where matrices are multiplied by kernels.
+    blas: OnceLock<Option<Blas>>,
 }
 
 // SAFETY: the handles are addresses that only the driver looks behind, and its functions may be called from any thread
@@ -129,15 +149,22 @@ impl CudaDevice {
             properties,
             options,
             ledger: Ledger::default(),
+            synchronizations: AtomicUsize::new(0),
             pool: Mutex::default(),
             modules: Mutex::default(),
             functions,
+            blas: OnceLock::new(),
         })))
     }
 
     /// What the GPU says of itself.
     pub fn properties(&self) -> &CudaProperties {
         &self.0.properties
+    }
+
+    /// How often the host has waited for the GPU.
+    pub fn synchronizations(&self) -> usize {
+        self.0.synchronizations.load(Ordering::Relaxed)
     }
 
     /// Whether both are the same device.
@@ -150,9 +177,39 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Device`] for what went wrong in any of it.
     pub fn synchronize(&self) -> Result<()> {
+        self.0.synchronizations.fetch_add(1, Ordering::Relaxed);
         self.bind()?;
         // SAFETY: the stream lives as long as the device.
         unsafe { result::stream::synchronize(self.0.stream) }.map_err(|refused| driver::error("finish", refused))
+    }
+
+    /// cuBLASLt, if it is what multiplies matrices.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a `SOFTPROMPT_MATMUL` that names nothing; [`Error::Device`] where the library is asked for
+    /// and missing, or there and broken.
+    pub(crate) fn blas(&self) -> Result<Option<&Blas>> {
+        if self.0.blas.get().is_none() {
+            self.bind()?;
+            // Two threads may look at once; one of the handles is kept.
+            let _ = self.0.blas.set(match self.0.options.matmul.resolve()? {
+                Matmul::Own => None,
+                Matmul::Auto => Blas::load()?,
+                Matmul::CublasLt => Some(Blas::load()?.ok_or_else(blas::missing)?),
+            });
+        }
+        Ok(self.0.blas.get().and_then(Option::as_ref))
+    }
+
+    /// What multiplies matrices, for people.
+    ///
+    /// # Errors
+    /// As where matrices are first multiplied: a library that is asked for and missing, or broken.
+    pub fn matmul_name(&self) -> Result<String> {
+        Ok(match self.blas()? {
+            Some(blas) => format!("cuBLASLt {}", blas.version()),
+            None => "own kernels".into(),
+        })
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -252,6 +309,22 @@ impl CudaDevice {
     }
 }
 
+impl Matmul {
+    /// Settles `Auto` by the environment, if that says something.
+    fn resolve(self) -> Result<Self> {
+        const VARIABLE: &str = "SOFTPROMPT_MATMUL";
+        match (self, std::env::var(VARIABLE).ok().as_deref()) {
+            (Self::Auto, Some("own")) => Ok(Self::Own),
+            (Self::Auto, Some("cublaslt")) => Ok(Self::CublasLt),
+            (Self::Auto, Some(other)) => {
+                Err(Error::config(Place::item(VARIABLE), "own or cublaslt", format!("{other:?}"))
+                    .hint("unset it to use cuBLASLt where the machine has it"))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
 fn properties(device: CUdevice) -> Result<CudaProperties> {
     let failed = |refused| driver::error("describe the GPU", refused);
     // SAFETY: the device is one that the driver gave.
@@ -281,6 +354,7 @@ impl Drop for Inner {
         // buffer holds the device.
         unsafe {
             if result::ctx::set_current(self.context).is_ok() {
+                self.blas.take();
                 for address in self.pool.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
                     let _ = result::free_async(address, self.stream);
                 }

@@ -3,6 +3,9 @@
 //! * saves: the gradient rows of `x`
 //! * backward: `dx = dy f'(x)`, in place
 
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+
 use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::error::Result;
@@ -25,6 +28,16 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The name that kernels know it by.
+    pub(crate) fn kernel_name(self) -> &'static str {
+        match self {
+            Self::Relu => "relu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_tanh",
+            Self::Silu => "silu",
+        }
+    }
+
     /// The function of that name in a Hugging Face config, if it is one of these.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
@@ -142,7 +155,7 @@ pub fn activation(tape: &mut Tape, x: &Var, function: Activation) -> Result<Var>
         Device::Cpu(_) => {
             with_element!(input.dtype(), E => with_function!(function, F => forward::<E, F>(input, &mut output)));
         }
-        Device::Cuda(_) => return Err(super::no_kernel("activation")),
+        Device::Cuda(cuda) => cuda::forward(cuda, function, input, &mut output)?,
     }
     let node = x.node();
     if !node.is_tracked() {
@@ -150,11 +163,11 @@ pub fn activation(tape: &mut Tape, x: &Var, function: Activation) -> Result<Var>
     }
     let saved = tape.save_prefix(input, node.grad_rows());
     Ok(tape.record(output, node.grad_rows(), move |mut dy, gradients| {
-        match dy.device() {
+        match dy.device().clone() {
             Device::Cpu(_) => {
                 with_element!(dy.dtype(), E => with_function!(function, F => backward::<E, F>(&mut dy, &saved)));
             }
-            Device::Cuda(_) => return Err(super::no_kernel("activation")),
+            Device::Cuda(cuda) => cuda::backward(&cuda, function, &mut dy, &saved)?,
         }
         gradients.add(node, dy)
     }))

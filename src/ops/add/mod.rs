@@ -3,6 +3,9 @@
 //! * saves: nothing
 //! * backward: `da = dy`, `db = dy`, each for its own gradient rows
 
+#[allow(unsafe_code, reason = "kernel launches")]
+pub(crate) mod cuda;
+
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 

@@ -3,6 +3,9 @@
 //! * saves: nothing
 //! * backward: `dx` is `dy` in the type of `x`
 
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -28,9 +31,9 @@ pub fn cast(tape: &mut Tape, x: &Var, dtype: DType) -> Result<Var> {
     }))
 }
 
-fn convert(x: &Tensor, dtype: DType, _kind: Kind) -> Result<Tensor> {
+fn convert(x: &Tensor, dtype: DType, kind: Kind) -> Result<Tensor> {
     match x.device() {
         Device::Cpu(_) => Err(Error::op("cast", format!("{} on a CPU", x.dtype()), dtype.to_string())),
-        Device::Cuda(_) => Err(super::no_kernel("cast")),
+        Device::Cuda(cuda) => cuda::convert(cuda, x, dtype, kind),
     }
 }

@@ -4,6 +4,9 @@
 //! * saves: nothing
 //! * backward: the prompt's gradient is the gradient of its rows
 
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+
 use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -54,7 +57,7 @@ pub fn embedding(
         Device::Cpu(_) => with_element!(value.dtype(), E => {
             fill::<E>(value.as_slice(), table, ids, positions, output.make_mut());
         }),
-        Device::Cuda(_) => return Err(super::no_kernel("embedding")),
+        Device::Cuda(cuda) => cuda::fill(cuda, value, table, ids, positions, &mut output)?,
     }
     let node = prompt.node();
     if !node.is_tracked() {

@@ -3,6 +3,9 @@
 //! * saves: the gradient rows of `gate` and `up`
 //! * backward: `d gate = dy ∘ up ∘ f'(gate)` in place, `d up = dy ∘ f(gate)`
 
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+
 use super::activation::{Activation, Function, with_function};
 use crate::device::{Device, Kind};
 use crate::dtype::Element;
@@ -28,7 +31,7 @@ pub fn gated(tape: &mut Tape, gate: &Var, up: &Var, function: Activation) -> Res
         Device::Cpu(_) => {
             with_element!(g.dtype(), E => with_function!(function, F => forward::<E, F>(g, u, &mut output)));
         }
-        Device::Cuda(_) => return Err(super::no_kernel("gated")),
+        Device::Cuda(cuda) => cuda::forward(cuda, function, g, u, &mut output)?,
     }
     let (gate_node, up_node) = (gate.node(), up.node());
     if !gate_node.is_tracked() {
@@ -37,11 +40,11 @@ pub fn gated(tape: &mut Tape, gate: &Var, up: &Var, function: Activation) -> Res
     let (g, u) = (tape.save_prefix(g, gate.grad_rows()), tape.save_prefix(u, up.grad_rows()));
     Ok(tape.record(output, gate_node.grad_rows(), move |mut dy, gradients| {
         let mut du = Tensor::scratch(dy.device(), dy.rows(), dy.cols(), dy.dtype(), Kind::Gradients);
-        match dy.device() {
+        match dy.device().clone() {
             Device::Cpu(_) => {
                 with_element!(dy.dtype(), E => with_function!(function, F => backward::<E, F>(&mut dy, &mut du, &g, &u)));
             }
-            Device::Cuda(_) => return Err(super::no_kernel("gated")),
+            Device::Cuda(cuda) => cuda::backward(&cuda, function, &mut dy, &mut du, &g, &u)?,
         }
         gradients.add(gate_node, dy)?;
         gradients.add(up_node, du)

@@ -4,6 +4,8 @@
 //! * backward: with `x̂` the normalised row, `r` its scale and `g = w ∘ dy`: `dx = r (g − mean(g) − x̂ mean(g ∘ x̂))`
 
 mod cpu;
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
 
 use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
@@ -27,7 +29,7 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsi
         Device::Cpu(_) => {
             with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, bias, epsilon, &mut output))
         }
-        Device::Cuda(_) => return Err(super::no_kernel("layer_norm")),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, weight, bias, epsilon, &mut output)?,
     }
 
     let node = x.node();
@@ -42,7 +44,7 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsi
                 Device::Cpu(_) => {
                     with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &saved, &weight, epsilon, dx, accumulate))
                 }
-                Device::Cuda(_) => return Err(super::no_kernel("layer_norm")),
+                Device::Cuda(cuda) => cuda::backward(cuda, &dy, &saved, &weight, epsilon, dx, accumulate)?,
             }
             Ok(())
         })

@@ -5,24 +5,18 @@ use crate::ops::gemm::{Product, frozen_product, view, view_mut};
 use crate::ops::wide::{round_to, widened};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
-use crate::weights::{Matrix, Orientation};
+use crate::weights::Matrix;
 
 /// Sums of up to this many products are taken in f64: see [`crate::ops::wide`].
 const SHORT: usize = 128;
 
 pub(super) fn forward<E: Element>(x: &Tensor, matrix: &Matrix, bias: Option<&Tensor>, y: &mut Tensor) {
-    let product = match matrix.orientation() {
-        Orientation::RowPerOutput => Product::Transposed,
-        Orientation::RowPerInput => Product::AsStored,
-    };
+    let product = Product::forward(matrix.orientation());
     run::<E>(x, matrix, product, bias, y, Accumulate::Replace);
 }
 
 pub(super) fn backward<E: Element>(dy: &Tensor, matrix: &Matrix, dx: &mut Tensor, accumulate: Accumulate) {
-    let product = match matrix.orientation() {
-        Orientation::RowPerOutput => Product::AsStored,
-        Orientation::RowPerInput => Product::Transposed,
-    };
+    let product = Product::backward(matrix.orientation());
     run::<E>(dy, matrix, product, None, dx, accumulate);
 }
 

@@ -4,6 +4,8 @@
 //! * backward: `dx = dy Wᵀ`, for the gradient rows of `x`
 
 mod cpu;
+#[allow(unsafe_code, reason = "launches kernels")]
+mod cuda;
 
 use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Tens
     let mut output = Tensor::scratch(input.device(), input.rows(), out_features, input.dtype(), Kind::Workspace);
     match input.device() {
         Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, matrix, bias, &mut output)),
-        Device::Cuda(_) => return Err(super::no_kernel("linear")),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, matrix, bias, &mut output)?,
     }
 
     let node = x.node();
@@ -42,7 +44,7 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Tens
         gradients.accumulate(node, in_features, &dy, |dx, accumulate| {
             match dy.device() {
                 Device::Cpu(_) => with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &matrix, dx, accumulate)),
-                Device::Cuda(_) => return Err(super::no_kernel("linear")),
+                Device::Cuda(cuda) => cuda::backward(cuda, &dy, &matrix, dx, accumulate)?,
             }
             Ok(())
         })

@@ -8,6 +8,8 @@
 //! * backward: it, times the gradient of the loss
 
 mod cpu;
+#[allow(unsafe_code, reason = "launches kernels")]
+mod cuda;
 
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
@@ -44,17 +46,20 @@ pub fn cross_entropy(
         return Err(Error::op("cross_entropy", format!("{} of each", h.rows()), got));
     }
     let node = hidden.node();
-    let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
-    let scales = node.is_tracked().then_some(scale);
     let (loss, nll, gradient) = match h.device() {
         Device::Cpu(_) => {
+            let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
+            let scales = node.is_tracked().then_some(scale);
             let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, &wanted, scales));
             let loss: f64 = nll.iter().zip(scale).map(|(nll, scale)| nll * scale).sum();
             let column =
                 |values: &[f64], dtype| Tensor::from_f64(h.device(), values.len(), 1, dtype, values, Kind::Workspace);
             (column(&[loss], h.dtype())?, column(&nll, DType::F64)?, gradient)
         }
-        Device::Cuda(_) => return Err(super::no_kernel("cross_entropy")),
+        Device::Cuda(cuda) => {
+            let found = cuda::cross_entropy(cuda, h, head, labels, scale, node.is_tracked())?;
+            (found.loss, found.nll, found.gradient)
+        }
     };
     let Some(gradient) = gradient else { return Ok(CrossEntropy { loss: Var::constant(loss), nll }) };
 
@@ -67,7 +72,7 @@ pub fn cross_entropy(
                 let factor = dy.as_slice::<E>()[0];
                 gradient.make_mut::<E>().iter_mut().for_each(|x| *x *= factor);
             }),
-            Device::Cuda(_) => return Err(super::no_kernel("cross_entropy")),
+            Device::Cuda(cuda) => cuda::scale(cuda, &mut gradient, &dy)?,
         }
         gradients.add(node, gradient)
     });
@@ -84,9 +89,9 @@ pub fn log_probabilities(hidden: &Tensor, head: &Matrix, wanted: &[(usize, u32)]
     if let Some((row, _)) = wanted.iter().find(|&&(row, _)| row >= hidden.rows()) {
         return Err(Error::op("log_probabilities", format!("rows below {}", hidden.rows()), row.to_string()));
     }
-    let (nll, _) = match hidden.device() {
-        Device::Cpu(_) => with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None)),
-        Device::Cuda(_) => return Err(super::no_kernel("cross_entropy")),
+    let nll = match hidden.device() {
+        Device::Cpu(_) => with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None).0),
+        Device::Cuda(cuda) => cuda::negative_log_likelihoods(cuda, hidden, head, wanted)?,
     };
     Ok(nll.into_iter().map(|nll| -nll).collect())
 }

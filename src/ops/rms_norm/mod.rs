@@ -4,6 +4,8 @@
 //! * backward: with `r = 1/√(mean(x²) + ε)` and `g = w ∘ dy`: `dx = r g − x r³ mean(g ∘ x)`
 
 mod cpu;
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
 
 use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
@@ -23,7 +25,7 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
     let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     match input.device() {
         Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output)),
-        Device::Cuda(_) => return Err(super::no_kernel("rms_norm")),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, weight, epsilon, &mut output)?,
     }
 
     let node = x.node();
@@ -38,7 +40,7 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
                 Device::Cpu(_) => {
                     with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &saved, &weight, epsilon, dx, accumulate))
                 }
-                Device::Cuda(_) => return Err(super::no_kernel("rms_norm")),
+                Device::Cuda(cuda) => cuda::backward(cuda, &dy, &saved, &weight, epsilon, dx, accumulate)?,
             }
             Ok(())
         })

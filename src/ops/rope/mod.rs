@@ -4,6 +4,9 @@
 //! * saves: the positions
 //! * backward: the inverse rotation, in place
 
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+
 use crate::device::Device;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -23,7 +26,7 @@ pub enum Pairing {
     Neighbours,
 }
 
-/// Cosines and sines by position, `[positions, head_dim/2]` each.
+/// Cosines and sines by position, `[positions, head_dim/2]` each, in f32 where heads are bf16.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     /// Which elements are rotated together.
@@ -63,11 +66,11 @@ pub fn rope(tape: &mut Tape, x: Var, rotation: &Arc<Rotation>, positions: &Indic
 
 /// Rotates the rows of `x` by `direction · θ`; there may be fewer of them than positions.
 fn turn(x: &mut Tensor, rotation: &Rotation, positions: &Indices, direction: i32) -> Result<()> {
-    match x.device() {
+    match x.device().clone() {
         Device::Cpu(_) => with_element!(x.dtype(), E => {
             rotate::<E>(x, rotation, positions, E::from_f64(f64::from(direction)));
         }),
-        Device::Cuda(_) => return Err(super::no_kernel("rope")),
+        Device::Cuda(cuda) => cuda::rotate(&cuda, x, rotation, positions, direction)?,
     }
     Ok(())
 }

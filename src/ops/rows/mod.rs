@@ -3,6 +3,9 @@
 //! * saves: the indices
 //! * backward: `dx[index[i]] += dy[i]`, in the order of `i`
 
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
+
 use crate::device::{Device, Kind};
 use crate::error::{Error, Result};
 use crate::indices::Indices;
@@ -27,7 +30,7 @@ pub fn rows(tape: &mut Tape, x: &Var, index: &Indices) -> Result<Var> {
             target[position * cols..(position + 1) * cols].copy_from_slice(input.row(row));
         }
         }),
-        Device::Cuda(_) => return Err(super::no_kernel("rows")),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, index, &mut output)?,
     }
 
     let node = x.node();
@@ -43,7 +46,7 @@ pub fn rows(tape: &mut Tape, x: &Var, index: &Indices) -> Result<Var> {
                 Device::Cpu(_) => with_element!(dy.dtype(), E => {
                     scatter::<E>(dy.as_slice(), &index[..grad_rows], dx, accumulate);
                 }),
-                Device::Cuda(_) => return Err(super::no_kernel("rows")),
+                Device::Cuda(cuda) => cuda::backward(cuda, &dy, &index[..grad_rows], dx, accumulate)?,
             }
             Ok(())
         })

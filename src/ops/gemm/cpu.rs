@@ -1,10 +1,11 @@
-//! Matrix products: the one place that calls the library.
+//! Matrix products on the CPU: the one place that calls the library.
 //!
 //! Chosen by measuring two threads at the shapes of a 135M model (GFLOP/s, FMA peak 160): faer's kernel on one thread
 //! per panel of 96 output columns 130–140; faer's own threading 74–142; `gemm` 84–119. A panel of a frozen matrix also
 //! is what has to be widened at a time, and stays in the second-level cache. The panels depend on the shapes alone, so
 //! the bits do not depend on the number of threads.
 
+use super::Product;
 use crate::device::Device;
 use crate::dtype::Element;
 use crate::tape::Accumulate;
@@ -29,15 +30,6 @@ pub(crate) fn gemm<E: Element>(
         Accumulate::Add => Accum::Add,
     };
     matmul(dst, accumulate, lhs, rhs, alpha, Par::Seq);
-}
-
-/// Which product with a stored matrix `W` is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Product {
-    /// `x Wᵀ`: a panel of the result needs rows of `W`.
-    Transposed,
-    /// `x W`: a panel of the result needs columns of `W`.
-    AsStored,
 }
 
 /// `dst (+)= x Wᵀ` or `x W`, panel by panel over the device's threads; `bias` is added to every row.

@@ -1,0 +1,89 @@
+// dequantise: a block of rows × cols elements of a stored matrix, as numbers that a product can read.
+//
+//   dequantise_<format>  y[r, c] = the element first + r · stride + c of what is stored
+//
+// `first`, `stride` and `cols` count elements and are multiples of the format's block length (1 for plain numbers).
+// Where whole rows are wanted they lie one behind another, so pass them as one: rows = 1, cols = all of them.
+// `stored` holds `bytes` bytes.
+//
+// Launch: 256 threads; a block has CHUNK elements of a row. Grid rows · ceil(cols / CHUNK).
+// Shared memory: the chunk as stored, up to 8 KiB and 32 bytes. It is read in 16-byte accesses, which blocks of 34 or
+// 210 bytes would not allow, and decoded from there.
+// Bytes: rows·cols · (bytes of a block / its length + size). FLOPs: 2 rows·cols.
+
+#include "formats.cuh"
+
+constexpr int THREADS = 256;
+constexpr int CHUNK = THREADS * EIGHT;
+
+// Copies bytes [begin, begin + length) of `stored` to shared memory and returns where the first of them lies there.
+// Whole 16-byte words are read, also those only partly wanted, but nothing past `total`.
+DEVICE const uint8_t* stage(const uint8_t* __restrict__ stored, long long begin, int length, long long total,
+                            uint8_t* shared) {
+  const long long aligned = begin / 16 * 16;
+  const int skipped = static_cast<int>(begin - aligned), needed = skipped + length;
+  for (int at = threadIdx.x * 16; at < needed; at += THREADS * 16) {
+    if (aligned + at + 16 <= total) {
+      *reinterpret_cast<uint4*>(shared + at) = *reinterpret_cast<const uint4*>(stored + aligned + at);
+    } else {
+      for (int k = at; k < needed; k++) shared[k] = stored[aligned + k];
+    }
+  }
+  __syncthreads();
+  return shared + skipped;
+}
+
+template <typename F, typename T>
+DEVICE void dequantise(const uint8_t* __restrict__ stored, T* __restrict__ y, long long first, long long stride,
+                       long long cols, long long bytes) {
+  __shared__ __align__(16) uint8_t shared[CHUNK / F::LENGTH * F::BYTES + 32];
+  const unsigned chunks = static_cast<unsigned>((cols + CHUNK - 1) / CHUNK);
+  const unsigned row = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
+  const long long col = static_cast<long long>(chunk) * CHUNK;
+  const int count = static_cast<int>(min(static_cast<long long>(CHUNK), cols - col));
+  const long long begin = (first + row * stride + col) / F::LENGTH * F::BYTES;
+  const uint8_t* run = stage(stored, begin, count / F::LENGTH * F::BYTES, bytes, shared);
+
+  const int i = threadIdx.x * EIGHT;
+  if (i >= count) return;
+  float v[EIGHT];
+  decode_eight<F>(run, i, v, count - i);
+  T* target = y + row * cols + col + i;
+  if (cols % WIDTH<T> == 0 && count - i >= EIGHT) {
+#pragma unroll
+    for (int part = 0; part < EIGHT; part += WIDTH<T>) {
+      float words[WIDTH<T>];
+#pragma unroll
+      for (int k = 0; k < WIDTH<T>; k++) words[k] = v[part + k];
+      store4(target + part, words);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < EIGHT; k++) {
+      if (k < count - i) target[k] = from_float<T>(v[k]);
+    }
+  }
+}
+
+#define INSTANCES(F, name)                                                                                             \
+  KERNEL(dequantise_##name##_f32, THREADS)                                                                             \
+  (const uint8_t* __restrict__ stored, float* __restrict__ y, long long first, long long stride, long long cols,       \
+   long long bytes) {                                                                                                  \
+    dequantise<F>(stored, y, first, stride, cols, bytes);                                                              \
+  }                                                                                                                    \
+  KERNEL(dequantise_##name##_bf16, THREADS)                                                                            \
+  (const uint8_t* __restrict__ stored, bf16* __restrict__ y, long long first, long long stride, long long cols,        \
+   long long bytes) {                                                                                                  \
+    dequantise<F>(stored, y, first, stride, cols, bytes);                                                              \
+  }
+
+INSTANCES(Plain<float>, f32)
+INSTANCES(Plain<f16>, f16)
+INSTANCES(Plain<bf16>, bf16)
+INSTANCES(Blocks<BlockQ8_0>, q8_0)
+INSTANCES(Blocks<BlockQ4_0>, q4_0)
+INSTANCES(Blocks<BlockQ4_1>, q4_1)
+INSTANCES(Blocks<BlockQ5_0>, q5_0)
+INSTANCES(Blocks<BlockQ5_1>, q5_1)
+INSTANCES(Blocks<BlockQ4_K>, q4_k)
+INSTANCES(Blocks<BlockQ6_K>, q6_k)

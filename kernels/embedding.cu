@@ -1,0 +1,117 @@
+// embedding: the stream's first rows are the prompt, the others rows of the embedding table in whatever format it is
+// stored; plus learned position embeddings where the model has them. The sum of the two is rounded once.
+//
+//   embedding_forward   y[r] = prompt[r] for r < prompt_rows, else table[ids[r − prompt_rows]];  + places[positions[r]]
+//   embedding_backward  dprompt[p] = Σ dy[copy · prompt_rows + p] over the copies, in their order: the prompt-row
+//                       reduction of an encoder, whose examples have a copy of the prompt each. f32, and in dy's type.
+//
+// Formats are codes of formats.cuh; place_format 0 means no positions. A table's row has so many bytes.
+//
+// Launch: forward 128 threads, grid rows; a thread has 8 elements at a time. backward 256 threads, 16 bytes a thread:
+// grid ceil(prompt_rows · cols / (256 · 16 / size)).
+// Bytes: forward rows · (the row as stored + cols elements); backward (copies + 1) · prompt_rows · cols elements.
+
+#include "formats.cuh"
+
+template <typename T> DEVICE void store_eight(T* p, const float (&v)[EIGHT], bool aligned, int count) {
+  if (aligned) {
+#pragma unroll
+    for (int part = 0; part < EIGHT; part += WIDTH<T>) {
+      float words[WIDTH<T>];
+#pragma unroll
+      for (int k = 0; k < WIDTH<T>; k++) words[k] = v[part + k];
+      store4(p + part, words);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < EIGHT; k++) {
+      if (k < count) p[k] = from_float<T>(v[k]);
+    }
+  }
+}
+
+struct Table {
+  const uint8_t* __restrict__ rows;
+  int format;
+  long long row_bytes;
+
+  DEVICE void read(int row, int i, float (&v)[EIGHT], int count) const {
+    decode_eight(format, rows + row * row_bytes, i, v, count);
+  }
+};
+
+template <typename T>
+DEVICE void forward(const T* __restrict__ prompt, int prompt_rows, const Table& table, const int* __restrict__ ids,
+                    const Table& places, const int* __restrict__ positions, T* __restrict__ y, int cols) {
+  const int row = blockIdx.x;
+  const uint8_t* prompt_row = reinterpret_cast<const uint8_t*>(prompt + static_cast<long long>(row) * cols);
+  T* target = y + static_cast<long long>(row) * cols;
+  // Rows of a multiple of 8 elements start at a multiple of 16 bytes.
+  const bool aligned = cols % EIGHT == 0;
+  for (int i = threadIdx.x * EIGHT; i < cols; i += blockDim.x * EIGHT) {
+    const int count = cols - i;
+    float v[EIGHT];
+    if (row < prompt_rows) {
+      decode_eight<Plain<T>>(prompt_row, i, v, count);
+    } else {
+      table.read(ids[row - prompt_rows], i, v, count);
+    }
+    if (places.format != 0) {
+      float place[EIGHT];
+      places.read(positions[row], i, place, count);
+#pragma unroll
+      for (int k = 0; k < EIGHT; k++) v[k] += place[k];
+    }
+    store_eight(target + i, v, aligned, count);
+  }
+}
+
+template <typename T, typename To>
+DEVICE void backward(const T* __restrict__ dy, To* __restrict__ dprompt, int copies, long long count) {
+  const long long i = global_thread() * WIDTH<T>;
+  if (i >= count) return;
+  // A copy starts at a multiple of 16 bytes only if its size is one.
+  const bool aligned = count % WIDTH<T> == 0;
+  float sum[WIDTH<T>] = {};
+#pragma unroll 1
+  for (int copy = 0; copy < copies; copy++) {
+    const T* p = dy + copy * count + i;
+    float v[WIDTH<T>];
+    if (aligned) {
+      load4(p, v);
+    } else {
+#pragma unroll
+      for (int k = 0; k < WIDTH<T>; k++) v[k] = k < count - i ? to_float(p[k]) : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < WIDTH<T>; k++) sum[k] += v[k];
+  }
+#pragma unroll
+  for (int part = 0; part < WIDTH<T>; part += WIDTH<To>) {
+    float words[WIDTH<To>];
+#pragma unroll
+    for (int k = 0; k < WIDTH<To>; k++) words[k] = sum[part + k];
+    store_some(dprompt + i + part, words, count - i - part);
+  }
+}
+
+#define INSTANCES(T, suffix)                                                                                           \
+  KERNEL(embedding_forward_##suffix, 128)                                                                              \
+  (const T* __restrict__ prompt, int prompt_rows, const uint8_t* __restrict__ table, int table_format,                 \
+   long long table_row_bytes, const int* __restrict__ ids, const uint8_t* __restrict__ places, int place_format,       \
+   long long place_row_bytes, const int* __restrict__ positions, T* __restrict__ y, int cols) {                        \
+    forward<T>(prompt, prompt_rows, {table, table_format, table_row_bytes}, ids,                                       \
+               {places, place_format, place_row_bytes}, positions, y, cols);                                           \
+  }                                                                                                                    \
+  KERNEL(embedding_backward_##suffix, 256)                                                                             \
+  (const T* __restrict__ dy, T* __restrict__ dprompt, int copies, long long count) {                                   \
+    backward(dy, dprompt, copies, count);                                                                              \
+  }
+
+INSTANCES(float, f32)
+INSTANCES(bf16, bf16)
+
+KERNEL(embedding_backward_bf16_f32, 256)
+(const bf16* __restrict__ dy, float* __restrict__ dprompt, int copies, long long count) {
+  backward(dy, dprompt, copies, count);
+}

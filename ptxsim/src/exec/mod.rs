@@ -1,0 +1,11 @@
+//! What instructions do: `alu` on registers alone, `memory`, `warp` between lanes, `matrix` on the tensor cores.
+
+pub(crate) mod alu;
+mod convert;
+pub(crate) mod float;
+mod float64;
+mod integer;
+pub(crate) mod lanes;
+pub(crate) mod matrix;
+pub(crate) mod memory;
+pub(crate) mod warp;

@@ -1,0 +1,53 @@
+//! `layer_norm` on a GPU: `kernels/layer_norm.cu`.
+
+use crate::device::{Arg, CudaDevice, Grid};
+use crate::error::Result;
+use crate::tape::Accumulate;
+use crate::tensor::Tensor;
+
+pub(super) fn forward(
+    cuda: &CudaDevice,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    y: &mut Tensor,
+) -> Result<()> {
+    let kernel = cuda.kernel("layer_norm", "layer_norm_forward", x.dtype())?;
+    let args = [
+        Arg::tensor(x),      // const T* x
+        Arg::tensor(weight), // const T* weight
+        Arg::tensor(bias),   // const T* bias
+        Arg::tensor_mut(y),  // T* y
+        Arg::int(x.rows()),  // int rows
+        Arg::int(x.cols()),  // int cols
+        Arg::float(epsilon), // float epsilon
+    ];
+    // SAFETY: x and y hold rows · cols elements, weight and bias cols of the same type.
+    unsafe { kernel.run(Grid::rows(x.rows(), x.cols()), &args) }
+}
+
+pub(super) fn backward(
+    cuda: &CudaDevice,
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    epsilon: f64,
+    dx: &mut Tensor,
+    accumulate: Accumulate,
+) -> Result<()> {
+    let kernel = cuda.kernel("layer_norm", "layer_norm_backward", x.dtype())?;
+    let (rows, cols) = (dx.rows(), dx.cols());
+    let args = [
+        Arg::tensor(dy),                                  // const T* dy
+        Arg::tensor(x),                                   // const T* x
+        Arg::tensor(weight),                              // const T* weight
+        Arg::tensor_mut(dx),                              // T* dx
+        Arg::int(rows),                                   // int rows
+        Arg::int(cols),                                   // int cols
+        Arg::float(epsilon),                              // float epsilon
+        Arg::int((accumulate == Accumulate::Add).into()), // int add
+    ];
+    // SAFETY: dy, x and dx hold at least rows · cols elements, weight cols of the same type.
+    unsafe { kernel.run(Grid::rows(rows, cols), &args) }
+}

@@ -1,0 +1,106 @@
+//! `optimizer` on the CPU: a prompt is small, so one thread.
+
+use super::{AdafactorStep, AdamWStep};
+use crate::dtype::Element;
+use crate::tensor::Tensor;
+
+pub(super) fn adamw<E: Element>(params: &mut Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep) {
+    let [keep, towards, decay, share, size, correction, eps] =
+        [step.keep, step.towards, step.decay, step.share, step.size, step.correction, step.eps].map(E::from_f64);
+    let moments = m.make_mut::<E>().iter_mut().zip(v.make_mut::<E>());
+    for ((p, &g), (m, v)) in params.make_mut::<E>().iter_mut().zip(grad.as_slice::<E>()).zip(moments) {
+        *p *= keep;
+        *m = lerp(*m, g, towards);
+        *v = *v * decay + share * g * g;
+        *p += size * *m / (v.sqrt() / correction + eps);
+    }
+}
+
+/// `a + w(b − a)`, from the nearer end, as `torch.lerp`.
+fn lerp<E: Element>(a: E, b: E, w: E) -> E {
+    if w < E::from_f64(0.5) { a + w * (b - a) } else { b - (b - a) * (E::ONE - w) }
+}
+
+pub(super) fn adafactor<E: Element>(params: &mut Tensor, grad: &Tensor, v: &mut Tensor, step: &AdafactorStep) {
+    let grad = grad.as_slice::<E>();
+    let (keep, share, eps) = (E::from_f64(1.0 - step.share), E::from_f64(step.share), E::from_f64(step.eps));
+    for (v, &g) in v.make_mut::<E>().iter_mut().zip(grad) {
+        *v = keep * *v + share * (g * g + eps);
+    }
+    let v = v.as_slice::<E>();
+    apply(step, params.make_mut(), grad, |i, g: E| g / v[i].sqrt());
+}
+
+pub(super) fn adafactor_factored<E: Element>(
+    params: &mut Tensor,
+    grad: &Tensor,
+    rows: &mut Tensor,
+    cols: &mut Tensor,
+    step: &AdafactorStep,
+) {
+    let (width, grad) = (grad.cols(), grad.as_slice::<E>());
+    update_means(rows.make_mut::<E>(), cols.make_mut::<E>(), grad, step);
+    let (row, col) = factors(rows.as_slice::<E>(), cols.as_slice::<E>());
+    apply(step, params.make_mut(), grad, |i, g: E| g * row[i / width] * col[i % width]);
+}
+
+fn update_means<E: Element>(rows: &mut [E], cols: &mut [E], grad: &[E], step: &AdafactorStep) {
+    let width = cols.len();
+    let blend = |old: E, mean: f64| E::from_f64((1.0 - step.share) * old.to_f64() + step.share * mean);
+    let mut col_sums = vec![0.0; width];
+    for (row, g) in rows.iter_mut().zip(grad.chunks_exact(width)) {
+        let mut sum = 0.0;
+        for (col_sum, g) in col_sums.iter_mut().zip(g) {
+            let square = g.to_f64() * g.to_f64() + step.eps;
+            sum += square;
+            *col_sum += square;
+        }
+        *row = blend(*row, sum / width as f64);
+    }
+    for (col, sum) in cols.iter_mut().zip(col_sums) {
+        *col = blend(*col, sum / rows.len() as f64);
+    }
+}
+
+/// What a gradient is multiplied by for its row and for its column: `1/√(r/mean(r))` and `1/√k`.
+fn factors<E: Element>(rows: &[E], cols: &[E]) -> (Vec<E>, Vec<E>) {
+    let mean = rows.iter().map(|r| r.to_f64()).sum::<f64>() / rows.len() as f64;
+    let root = |x: f64| E::from_f64(1.0 / x.sqrt());
+    let row = rows.iter().map(|r| root(r.to_f64() / mean)).collect();
+    (row, cols.iter().map(|k| root(k.to_f64())).collect())
+}
+
+/// Scales the updates `y(index, gradient)` down to the threshold and takes them. They are computed twice rather than kept.
+fn apply<E: Element>(step: &AdafactorStep, params: &mut [E], grad: &[E], y: impl Fn(usize, E) -> E) {
+    let squares = grad.iter().enumerate().map(|(i, &g)| {
+        let y = y(i, g).to_f64();
+        y * y
+    });
+    let rms = (squares.sum::<f64>() / grad.len() as f64).sqrt();
+    let scale = E::from_f64(step.lr / (rms / step.clip_threshold).max(1.0));
+    let keep = E::from_f64(step.keep);
+    for (i, (p, &g)) in params.iter_mut().zip(grad).enumerate() {
+        *p = keep * *p - scale * y(i, g);
+    }
+}
+
+pub(super) fn clip_grad_norm<E: Element>(grad: &mut [E], max_norm: f64) -> f64 {
+    let norm = grad.iter().map(|g| g.to_f64() * g.to_f64()).sum::<f64>().sqrt();
+    let factor = max_norm / (norm + 1e-6);
+    if norm.is_finite() && factor < 1.0 {
+        let factor = E::from_f64(factor);
+        grad.iter_mut().for_each(|g| *g *= factor);
+    }
+    norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_moment_that_keeps_nothing_is_the_gradient() {
+        assert_eq!(lerp(5.0f32, 3.0, 1.0), 3.0);
+        assert_eq!(lerp(5.0f32, 3.0, 0.25), 4.5);
+    }
+}

@@ -1,0 +1,166 @@
+//! `optimizer`: what a step of training does to the prompt `[P, d]`, where the prompt is: the updates of AdamW and
+//! Adafactor, and clipping the gradient.
+//!
+//! All arithmetic is done in the prompt's type, but for sums, which are f64 on a CPU; there is one order, so equal input
+//! gives equal bits. `crate::optim` has the formulas' constants and the state.
+
+mod cpu;
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::tensor::{Tensor, with_element};
+
+/// The numbers of one AdamW step: they depend on the step, not on the parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// `1 − lr·wd`: what a parameter is multiplied by.
+    pub keep: f64,
+    /// `1 − β₁`: how far the first moment goes towards the gradient.
+    pub towards: f64,
+    /// `β₂`
+    pub decay: f64,
+    /// `1 − β₂`
+    pub share: f64,
+    /// `−lr / (1 − β₁ᵗ)`
+    pub size: f64,
+    /// `√(1 − β₂ᵗ)`
+    pub correction: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+/// `p ← keep·p`, `m ← m + towards·(g − m)`, `v ← decay·v + share·g²`, `p ← p + size·m / (√v/correction + ε)`.
+///
+/// # Errors
+/// [`Error::Op`] where shapes or types differ; [`Error::Device`] where a GPU fails.
+pub fn adamw(params: &mut Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep) -> Result<()> {
+    check("AdamW", params, [grad, m, v])?;
+    match grad.device() {
+        Device::Cpu(_) => with_element!(grad.dtype(), E => cpu::adamw::<E>(params, grad, m, v, step)),
+        Device::Cuda(_) => return Err(super::no_kernel("optimizer")),
+    }
+    Ok(())
+}
+
+/// The numbers of one Adafactor step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdafactorStep {
+    /// `1 − β_t`: how much of the second moment is new.
+    pub share: f64,
+    /// Added to the squared gradient.
+    pub eps: f64,
+    /// The root mean square above which the update is scaled down to it.
+    pub clip_threshold: f64,
+    /// `1 − wd`: what a parameter is multiplied by.
+    pub keep: f64,
+    /// The learning rate.
+    pub lr: f64,
+}
+
+/// `v ← (1−share)·v + share·(g²+ε)`, `y = g/√v`, `y ← y / max(1, RMS(y)/clip)`, `p ← keep·p − lr·y`.
+///
+/// # Errors
+/// As [`adamw`].
+pub fn adafactor(params: &mut Tensor, grad: &Tensor, v: &mut Tensor, step: &AdafactorStep) -> Result<()> {
+    check("Adafactor", params, [grad, v, grad])?;
+    if grad.is_empty() {
+        return Ok(());
+    }
+    match grad.device() {
+        Device::Cpu(_) => with_element!(grad.dtype(), E => cpu::adafactor::<E>(params, grad, v, step)),
+        Device::Cuda(_) => return Err(super::no_kernel("optimizer")),
+    }
+    Ok(())
+}
+
+/// [`adafactor`] with the second moment as its row means `[1, P]` and column means `[1, d]`:
+/// `v ≈ rows · cols / mean(rows)`.
+///
+/// # Errors
+/// As [`adamw`].
+pub fn adafactor_factored(
+    params: &mut Tensor,
+    grad: &Tensor,
+    rows: &mut Tensor,
+    cols: &mut Tensor,
+    step: &AdafactorStep,
+) -> Result<()> {
+    check("Adafactor", params, [grad, grad, grad])?;
+    for (mean, length) in [(&*rows, grad.rows()), (&*cols, grad.cols())] {
+        if (mean.rows(), mean.cols(), mean.dtype()) != (1, length, grad.dtype()) {
+            return Err(Error::op("Adafactor", format!("means [1, {length}] {}", grad.dtype()), mean.describe()));
+        }
+    }
+    if grad.is_empty() {
+        return Ok(());
+    }
+    match grad.device() {
+        Device::Cpu(_) => {
+            with_element!(grad.dtype(), E => cpu::adafactor_factored::<E>(params, grad, rows, cols, step))
+        }
+        Device::Cuda(_) => return Err(super::no_kernel("optimizer")),
+    }
+    Ok(())
+}
+
+/// Scales `grad` down so that its Euclidean norm is at most `max_norm`, and gives the norm it had.
+///
+/// As `torch.nn.utils.clip_grad_norm_`: `g ← g · min(1, max_norm / (norm + 10⁻⁶))`. Where the norm is not finite the
+/// gradient is left as it is: the caller sees the norm and stops.
+///
+/// # Errors
+/// [`Error::Device`] where a GPU fails.
+pub fn clip_grad_norm(grad: &mut Tensor, max_norm: f64) -> Result<f64> {
+    match grad.device() {
+        Device::Cpu(_) => Ok(with_element!(grad.dtype(), E => cpu::clip_grad_norm::<E>(grad.make_mut(), max_norm))),
+        Device::Cuda(_) => Err(super::no_kernel("optimizer")),
+    }
+}
+
+/// Whether every element is neither infinite nor NaN.
+///
+/// # Errors
+/// [`Error::Device`] where a GPU fails.
+pub fn is_finite(x: &Tensor) -> Result<bool> {
+    match x.device() {
+        Device::Cpu(_) => {
+            Ok(with_element!(x.dtype(), E => x.as_slice::<E>().iter().all(|x| crate::dtype::Element::is_finite(*x))))
+        }
+        Device::Cuda(_) => Err(super::no_kernel("optimizer")),
+    }
+}
+
+fn check(op: &'static str, params: &Tensor, others: [&Tensor; 3]) -> Result<()> {
+    let shape = |tensor: &Tensor| (tensor.rows(), tensor.cols(), tensor.dtype());
+    match others.into_iter().find(|other| shape(other) != shape(params)) {
+        None => Ok(()),
+        Some(other) => Err(Error::op(op, params.describe(), other.describe())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Kind;
+    use crate::dtype::DType;
+
+    #[test]
+    fn clipping_is_torchs() {
+        let device = Device::cpu(Some(1)).unwrap();
+        let row =
+            |values: &[f64], dtype| Tensor::from_f64(&device, 1, values.len(), dtype, values, Kind::Gradients).unwrap();
+        let mut grad = row(&[3.0, 4.0], DType::F64);
+        assert_eq!(clip_grad_norm(&mut grad, 1.0).unwrap(), 5.0);
+        for (got, want) in grad.as_slice::<f64>().iter().zip([0.599999880000024, 0.799999840000032]) {
+            assert!((got - want).abs() < 1e-15, "{got} {want}");
+        }
+        let mut small = row(&[0.3, 0.4], DType::F32);
+        assert!((clip_grad_norm(&mut small, 1.0).unwrap() - 0.5).abs() < 1e-7);
+        assert_eq!(small.as_slice::<f32>(), [0.3, 0.4]);
+        let mut broken = row(&[f64::NAN, 9.0], DType::F32);
+        assert!(clip_grad_norm(&mut broken, 1.0).unwrap().is_nan());
+        assert_eq!(broken.as_slice::<f32>()[1], 9.0);
+        assert!(!is_finite(&broken).unwrap() && is_finite(&small).unwrap());
+        assert_eq!(clip_grad_norm(&mut row(&[], DType::F32), 1.0).unwrap(), 0.0);
+    }
+}
