@@ -1,9 +1,9 @@
 //! A block: its warps, shared memory, barriers, and what its threads may access.
 
 use crate::checks::{Conflict, Order, Page, Who, several_blocks};
+use crate::exec::access::SHARED_PAGE;
 use crate::exec::alu::Alu;
 use crate::exec::lanes::mask_of;
-use crate::exec::access::SHARED_PAGE;
 use crate::isa::{Instr, Op, Reduce};
 use crate::kernel::Kernel;
 use crate::launch::{Launch, Progress, Stats};
@@ -129,7 +129,7 @@ impl<'a> Env<'a> {
             Conflict::Unwritten => Fault::new(
                 Kind::Unwritten,
                 lane_number,
-                format!("{verb} of {bytes} bytes at {place}, which nothing wrote"),
+                format!("{verb} of {bytes} bytes at {place}, which nothing in the block has written yet"),
             ),
             Conflict::Pending { thread: t, pc } => Fault::new(
                 Kind::AsyncCopy,
@@ -321,6 +321,13 @@ impl<'a> Block<'a> {
                     "bar.sync {id} in divergent code: lanes {here:#010x} of {:#010x} reach it, lane {l} is at {}",
                     warp.live,
                     self.env.place(warp.pc[l])
+                );
+                let fault = Fault { kind: Kind::Divergence, lane: Some(lane as u32), pc: Some(pc), message };
+                return Err(self.report(w, fault));
+            }
+            if let Some(l) = (0..32).find(|l| (warp.exists & !warp.live) >> l & 1 != 0) {
+                let message = format!(
+                    "bar.sync {id} in divergent code: lanes {here:#010x} reach it, lane {l} of the warp has exited without"
                 );
                 let fault = Fault { kind: Kind::Divergence, lane: Some(lane as u32), pc: Some(pc), message };
                 return Err(self.report(w, fault));

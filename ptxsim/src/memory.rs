@@ -282,7 +282,12 @@ impl Memory {
     pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), MemoryError> {
         let inner = self.read_inner();
         let find = |what, address| {
-            inner.find(address, bytes).ok_or_else(|| MemoryError { what, address, bytes, why: inner.describe(address).1 })
+            inner.find(address, bytes).ok_or_else(|| MemoryError {
+                what,
+                address,
+                bytes,
+                why: inner.describe(address).1,
+            })
         };
         let (source, target) = (find("copy from device memory", from)?, find("copy to device memory", to)?);
         // SAFETY: both ranges were found inside allocations; `copy` allows overlap.
@@ -349,7 +354,10 @@ impl Inner {
             && address - a.address < a.bytes as u64
         {
             let at = address - a.address;
-            return (Kind::OutOfBounds, format!("from byte {at} of the allocation of {} bytes at {:#x}", a.bytes, a.address));
+            return (
+                Kind::OutOfBounds,
+                format!("from byte {at} of the allocation of {} bytes at {:#x}", a.bytes, a.address),
+            );
         }
         if let Some((start, bytes)) =
             self.freed.iter().rev().find(|(start, bytes)| address >= *start && address - start < *bytes as u64)

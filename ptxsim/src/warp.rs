@@ -4,8 +4,8 @@
 //! Operations that need several lanes hold those that arrive first until the others come.
 
 use crate::block::Env;
-use crate::exec::lanes::{Registers, Row};
 use crate::exec::copy::AsyncCopies;
+use crate::exec::lanes::{Registers, Row};
 use crate::exec::{self};
 use crate::isa::*;
 use crate::kernel::Kernel;

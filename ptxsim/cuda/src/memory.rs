@@ -174,6 +174,14 @@ pub(crate) fn write(driver: &Driver, to: u64, bytes: &[u8]) -> Result {
     driver.memory.write(to, bytes).map_err(|error| refuse(driver, error))
 }
 
+/// Writes a pattern `count` times.
+pub(crate) fn fill(driver: &Driver, address: u64, pattern: &[u8], count: usize) -> Result {
+    match pattern {
+        [byte] if count > 0 => driver.memory.fill(address, *byte, count).map_err(|error| refuse(driver, error)),
+        _ => write(driver, address, &pattern.repeat(count)),
+    }
+}
+
 /// Reading bytes that nothing wrote is an error, unless checks are off.
 pub(crate) fn read(driver: &Driver, from: u64, to: &mut [u8]) -> Result {
     if to.is_empty() {
@@ -209,7 +217,7 @@ fn submit_synchronous(work: Work) -> Result {
 }
 
 /// A fill with an element of 1, 2 or 4 bytes, to which the address must be aligned.
-fn fill(address: u64, pattern: &[u8], count: usize) -> Result<Work> {
+fn fill_work(address: u64, pattern: &[u8], count: usize) -> Result<Work> {
     if !address.is_multiple_of(pattern.len() as u64) {
         return Err(Error::INVALID_VALUE);
     }
@@ -415,31 +423,31 @@ entry_points! {
 
     /// Sets bytes.
     fn cuMemsetD8_v2(address: u64, value: u8, count: usize) {
-        submit_synchronous(fill(address, &[value], count)?)
+        submit_synchronous(fill_work(address, &[value], count)?)
     }
 
     /// Sets 16-bit elements.
     fn cuMemsetD16_v2(address: u64, value: u16, count: usize) {
-        submit_synchronous(fill(address, &value.to_ne_bytes(), count)?)
+        submit_synchronous(fill_work(address, &value.to_ne_bytes(), count)?)
     }
 
     /// Sets 32-bit elements.
     fn cuMemsetD32_v2(address: u64, value: u32, count: usize) {
-        submit_synchronous(fill(address, &value.to_ne_bytes(), count)?)
+        submit_synchronous(fill_work(address, &value.to_ne_bytes(), count)?)
     }
 
     /// Sets bytes, in a stream.
     fn cuMemsetD8Async(address: u64, value: u8, count: usize, stream: Handle) {
-        submit(stream, fill(address, &[value], count)?)
+        submit(stream, fill_work(address, &[value], count)?)
     }
 
     /// Sets 16-bit elements, in a stream.
     fn cuMemsetD16Async(address: u64, value: u16, count: usize, stream: Handle) {
-        submit(stream, fill(address, &value.to_ne_bytes(), count)?)
+        submit(stream, fill_work(address, &value.to_ne_bytes(), count)?)
     }
 
     /// Sets 32-bit elements, in a stream.
     fn cuMemsetD32Async(address: u64, value: u32, count: usize, stream: Handle) {
-        submit(stream, fill(address, &value.to_ne_bytes(), count)?)
+        submit(stream, fill_work(address, &value.to_ne_bytes(), count)?)
     }
 }

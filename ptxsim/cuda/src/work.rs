@@ -70,7 +70,7 @@ impl Work {
     pub(crate) fn run(&self, driver: &Driver) -> Result {
         match self {
             Work::Kernel { function, launch, parameters } => function.run(driver, launch, parameters),
-            Work::Fill { address, pattern, count } => memory::write(driver, *address, &pattern.repeat(*count)),
+            Work::Fill { address, pattern, count } => memory::fill(driver, *address, pattern, *count),
             Work::ToDevice { to, from, bytes } => {
                 // SAFETY: whoever asks for a copy promises that the host memory stays as it is until the copy is done;
                 // in a graph, that is memory from `cuMemHostAlloc` which is still allocated (`memory::check_pinned`).

@@ -74,9 +74,7 @@ impl Blocks {
         let targets = |i: &Instr| -> Vec<usize> {
             match i.op {
                 Op::Bra => vec![i.imm as usize],
-                Op::BrxIdx => {
-                    kernel.lists[i.list as usize..][..i.imm as usize].iter().map(|&t| t as usize).collect()
-                }
+                Op::BrxIdx => kernel.lists[i.list as usize..][..i.imm as usize].iter().map(|&t| t as usize).collect(),
                 _ => vec![],
             }
         };
@@ -124,7 +122,10 @@ impl Set {
     }
 
     fn iter(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().enumerate().flat_map(|(w, &bits)| (0..64).filter(move |b| bits >> b & 1 != 0).map(move |b| w * 64 + b))
+        self.0
+            .iter()
+            .enumerate()
+            .flat_map(|(w, &bits)| (0..64).filter(move |b| bits >> b & 1 != 0).map(move |b| w * 64 + b))
     }
 }
 

@@ -61,10 +61,30 @@ pub(super) fn resolve(address: u64) -> (Space, u64) {
     }
 }
 
-/// Lanes by the space of their generic address.
+const WINDOWS: u64 = PARAM_WINDOW | LOCAL_WINDOW | SHARED_WINDOW;
+
+/// Lanes by the space of their generic address; mostly all are in one.
 pub(super) fn split(at: &[u64; 32], e: u32) -> impl Iterator<Item = (Space, u32)> {
-    let of = |space: Space| lanes(e).filter(|&l| resolve(at[l]).0 == space).fold(0u32, |m, l| m | 1 << l);
-    [Space::Global, Space::Shared, Space::Local, Space::Param].map(|s| (s, of(s))).into_iter().filter(|(_, e)| *e != 0)
+    let first = at[e.trailing_zeros() as usize & 31] & WINDOWS;
+    let mut same = 0;
+    for l in 0..32 {
+        same |= ((at[l] & WINDOWS == first) as u32) << l;
+    }
+    let one = (same & e == e).then(|| (resolve(first).0, e));
+    let of = move |space: Space| lanes(e).filter(|&l| resolve(at[l]).0 == space).fold(0u32, |m, l| m | 1 << l);
+    let several = [Space::Global, Space::Shared, Space::Local, Space::Param].into_iter();
+    let several = several.filter(move |_| one.is_none()).map(move |s| (s, of(s))).filter(|(_, e)| *e != 0);
+    one.into_iter().chain(several)
+}
+
+/// Generic addresses as addresses in their space.
+#[inline(always)]
+pub(super) fn strip(at: &[u64; 32]) -> [u64; 32] {
+    let mut inner = [0; 32];
+    for l in 0..32 {
+        inner[l] = at[l] & !WINDOWS;
+    }
+    inner
 }
 
 fn verb(write: bool) -> &'static str {
@@ -357,7 +377,7 @@ fn read_sized<const N: usize>(
             }
         }
         Space::Generic => {
-            let inner = at.map(|a| resolve(a).1);
+            let inner = strip(at);
             for (space, e) in split(at, q.e) {
                 read_sized::<N>(warp, env, space, &inner, Request { e, ..q }, out)?;
             }
@@ -422,7 +442,7 @@ fn write_sized<const N: usize>(
             }
         }
         Space::Generic => {
-            let inner = at.map(|a| resolve(a).1);
+            let inner = strip(at);
             for (space, e) in split(at, q.e) {
                 write_sized::<N>(warp, env, space, &inner, Request { e, ..q }, x)?;
             }

@@ -111,4 +111,3 @@ pub(crate) fn wait(warp: &mut Warp, env: &mut Env, n: u32, e: u32) {
     });
     warp.copies.open = open;
 }
-

@@ -1,6 +1,8 @@
 //! Loads, stores and atomics.
 
-use super::access::{Bytes, Checked, Request, check_global, check_shared, from_slice, lanes, read, resolve, split, to_slice, write};
+use super::access::{
+    Bytes, Checked, Request, check_global, check_shared, from_slice, lanes, read, split, strip, to_slice, write,
+};
 use crate::block::Env;
 use crate::checks::Access;
 use crate::isa::*;
@@ -34,16 +36,23 @@ pub(crate) fn load(warp: &mut Warp, env: &mut Env, i: &Instr, mem: Mem, e: u32) 
     read(warp, env, mem.space, &at, Request { e, bytes: size * mem.n as usize, access }, &mut raw)?;
     for v in 0..mem.n as usize {
         let reg = env.kernel.lists[i.list as usize + v];
+        let mut words = [0; 32];
         if size == 4 && !mem.long {
-            let out = std::array::from_fn(|l| raw[l][v]);
-            warp.regs.set_word(reg, e, &out);
-        } else {
-            let out: [u64; 32] = std::array::from_fn(|l| element(&raw[l], v, mem.ty));
-            if mem.long {
-                warp.regs.set_long(reg, e, &out);
-            } else {
-                warp.regs.set_word(reg, e, &out.map(|x| x as u32));
+            for l in 0..32 {
+                words[l] = raw[l][v & 3];
             }
+            warp.regs.set_word(reg, e, &words);
+        } else if mem.long {
+            let mut longs = [0; 32];
+            for l in 0..32 {
+                longs[l] = element(&raw[l], v, mem.ty);
+            }
+            warp.regs.set_long(reg, e, &longs);
+        } else {
+            for l in 0..32 {
+                words[l] = element(&raw[l], v, mem.ty) as u32;
+            }
+            warp.regs.set_word(reg, e, &words);
         }
     }
     Ok(())
@@ -84,8 +93,14 @@ pub(crate) fn store(warp: &mut Warp, env: &mut Env, i: &Instr, mem: Mem, e: u32)
             continue;
         }
         let x: [u32; 32] = if mem.long { warp.regs.long(reg).map(|x| x as u32) } else { *warp.regs.word(reg) };
+        if size == 4 {
+            for l in 0..32 {
+                raw[l][v & 3] = x[l];
+            }
+            continue;
+        }
         let bit = 8 * size * v;
-        let mask = if size == 4 { u32::MAX } else { (1 << (8 * size)) - 1 };
+        let mask = (1 << (8 * size)) - 1;
         for l in 0..32 {
             raw[l][bit / 32] |= (x[l] & mask) << (bit % 32);
         }
@@ -178,7 +193,7 @@ pub(crate) fn atomic(
     let q = Request { e, bytes, access: Access::Atomic };
     let mut old = [0u64; 32];
     for (space, e) in split_space(mem.space, &at, e) {
-        let local = if mem.space == Space::Generic { at.map(|a| resolve(a).1) } else { at };
+        let local = if mem.space == Space::Generic { strip(&at) } else { at };
         match space {
             Space::Global => {
                 check_global(warp, env, &local, Request { e, ..q })?;
@@ -240,4 +255,3 @@ unsafe fn update(address: u64, bytes: usize, f: impl Fn(u64) -> u64) -> u64 {
         }
     }
 }
-
