@@ -22,6 +22,8 @@ pub(crate) struct Env<'a> {
     pub(crate) allocations: &'a [Arc<Allocation>],
     pub(crate) progress: &'a Progress,
     pub(crate) checks: bool,
+    /// memory knows which bytes were written
+    pub(crate) marked: bool,
     pub(crate) launch_id: u32,
     pub(crate) alu: Alu,
     /// index of the block in the grid, plus one
@@ -205,6 +207,7 @@ impl<'a> Block<'a> {
             allocations,
             progress,
             checks,
+            marked: memory.is_marked(),
             launch_id,
             alu: crate::exec::alu::select(),
             block: 0,
