@@ -159,6 +159,43 @@ fn a_step_saves_what_the_design_lists_and_waits_once() {
     assert_eq!(device.memory().current_total(), 0, "what models held is given back");
 }
 
+/// Steps of AdamW over batches of one shape with other tokens, with a batch of another shape between them.
+fn trained(device: &Device, config: &ModelConfig, dtype: DType) -> Vec<u64> {
+    let model = Model::random(config.clone(), 1, device, options(dtype)).unwrap();
+    let mut prompt = prompt(&model, 6, 2);
+    let mut optimizer = Optimizer::new(&OptimizerConfig::AdamW(AdamWConfig::default()), &prompt).unwrap();
+    let mut bits = Vec::new();
+    for step in 0..12 {
+        let lengths: &[(usize, usize)] = if step == 7 { &[(3, 1), (9, 2)] } else { &[(6, 2), (6, 1), (5, 2)] };
+        let found = model.loss_and_grad(&prompt, &batch(config, lengths, 10 + step)).unwrap();
+        bits.push(found.loss.mean.to_bits());
+        optimizer.step(&mut prompt, &found.grad, 0.05).unwrap();
+    }
+    bits.extend(prompt.to_f64_vec().unwrap().iter().map(|x| x.to_bits()));
+    bits
+}
+
+#[test]
+fn steps_of_one_shape_become_a_graph_and_change_no_bit() {
+    for config in [llama(2), gpt2(2)] {
+        for dtype in [DType::F32, DType::BF16] {
+            for matmul in [Matmul::Own, Matmul::Auto] {
+                let options = CudaOptions { pooled: true, graphs: true, matmul, ..CudaOptions::default() };
+                let (with, without) = (cuda_with(options), cuda_with(CudaOptions { graphs: false, ..options }));
+                let got = trained(&with, &config, dtype);
+                assert!(got == trained(&without, &config, dtype), "{:?} {dtype} {matmul:?}", config.family);
+                let launches = |device: &Device| match device {
+                    Device::Cuda(gpu) => gpu.graph_launches(),
+                    Device::Cpu(_) => unreachable!(),
+                };
+                assert!(launches(&with) >= 4, "{} of 12 steps were a graph", launches(&with));
+                assert_eq!(launches(&without), 0);
+                assert_eq!(with.memory().current_total(), 0, "all memory is given back");
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_are_held_once_in_the_type_computed_in_or_as_stored() {
     let device = cuda();

@@ -26,7 +26,15 @@ fn ways() -> impl Iterator<Item = Options> {
 }
 
 /// Runs a kernel of pointers and one int; gives the bytes of the last pointer's memory.
-fn launch(name: &str, grid: u32, block: u32, inputs: &[Vec<u8>], outputs: &[usize], n: i32, o: &Options) -> (Vec<u8>, Stats) {
+fn launch(
+    name: &str,
+    grid: u32,
+    block: u32,
+    inputs: &[Vec<u8>],
+    outputs: &[usize],
+    n: i32,
+    o: &Options,
+) -> (Vec<u8>, Stats) {
     let module = Module::parse(&ptx(name)).expect("valid PTX");
     let kernel = module.kernels().next().expect("a kernel");
     let memory = Memory::new(1 << 24);
@@ -60,8 +68,15 @@ fn row_sums() {
     let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
     let mut first: Option<(Vec<u8>, Stats)> = None;
     for options in ways() {
-        let result =
-            launch("reduce", rows as u32, 256, std::slice::from_ref(&bytes), &[rows * 4, rows * 4], cols as i32, &options);
+        let result = launch(
+            "reduce",
+            rows as u32,
+            256,
+            std::slice::from_ref(&bytes),
+            &[rows * 4, rows * 4],
+            cols as i32,
+            &options,
+        );
         for (row, sum) in x.chunks(cols).zip(floats(&result.0)) {
             let exact: f64 = row.iter().map(|&v| (v as f64).powi(2)).sum();
             assert!((sum as f64 - exact).abs() < 1e-6 * exact, "{sum} {exact}");

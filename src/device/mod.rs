@@ -112,6 +112,18 @@ impl Device {
         })
     }
 
+    /// [`Device::run`] for work that is likely to come again in the same shape, as a training step is: a GPU is then asked
+    /// for all of it at once. `work` should not read from the device.
+    ///
+    /// # Errors
+    /// As [`Device::run`].
+    pub fn repeat<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        self.run(|| match self {
+            Self::Cpu(_) => work(),
+            Self::Cuda(cuda) => cuda.repeat(work),
+        })
+    }
+
     /// A buffer of `bytes` bytes for `kind`. What it holds at first is unspecified: on a CPU in debug builds NaNs.
     pub fn allocate(&self, bytes: usize, kind: Kind) -> Buffer {
         match self {

@@ -2,12 +2,13 @@
 
 use super::CudaDevice;
 use super::driver::error;
+use super::stream::Command;
 use crate::device::Buffer;
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use cudarc::driver::result::{self, function};
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute_enum};
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::marker::PhantomData;
 
 /// A parameter as the kernel's PTX declares it.
@@ -271,21 +272,16 @@ impl Kernel<'_> {
         }
         self.device.bind()?;
         self.allow_shared(static_shared + grid.shared, grid.shared)?;
-        let mut values: Vec<u64> = args.iter().map(|arg| arg.value).collect();
-        // Little-endian: the low bytes of a word are the narrower value.
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+        let launch = Command::Launch {
+            name,
+            function: *handle as usize,
+            blocks: grid.blocks,
+            threads: grid.threads,
+            shared: grid.shared,
+            args: args.iter().map(|arg| arg.value).collect(),
+        };
         // SAFETY: the arguments have the kinds and number that the kernel's PTX declares; the rest is the caller's.
-        unsafe {
-            result::launch_kernel(
-                *handle,
-                (x, y, z),
-                (grid.threads, 1, 1),
-                grid.shared,
-                self.device.stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(|failed| error(&format!("launch {name}"), failed))
+        unsafe { self.device.put(launch) }
     }
 
     /// More than 48 KiB of shared memory must be asked for.
