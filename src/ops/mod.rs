@@ -18,6 +18,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub(crate) mod simd;
+pub(crate) mod wide;
 
 pub use activation::{Activation, activation};
 pub use add::add;
