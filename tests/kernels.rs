@@ -42,7 +42,8 @@ const BLOCKS: &[(&str, &str, u32)] = &[
 /// products in f32, which are for checks and transpose as they read.
 const SCALAR: &[(&str, &str)] = &[
     ("adafactor_", ""),
-    ("gradient_norm_", ""),
+    ("gradient_norm_f32", ""),
+    ("gradient_norm_finish_", ""),
     ("loss_nll", ""),
     ("loss_pick", ""),
     ("matmul_", "_f32"),

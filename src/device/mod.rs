@@ -14,7 +14,7 @@ mod pool;
 
 pub use buffer::Buffer;
 pub use cpu::CpuDevice;
-pub(crate) use cuda::{Arg, Grid, Layout, Operand, Operation, Pointers};
+pub(crate) use cuda::{Arg, Grid, Kernel, Layout, Operand, Operation, Pointers};
 pub use cuda::{CudaDevice, CudaOptions, CudaProperties, Matmul};
 pub use memory::{Kind, MemoryReport};
 pub(crate) use on_device::OnDevice;
