@@ -148,10 +148,6 @@ pub(crate) trait Operand {
     fn address(&self) -> u64;
     /// Where its first element lies, to be written: memory that is shared is copied first.
     fn address_mut(&mut self) -> u64;
-    /// How many elements it has.
-    fn elements(&self) -> usize;
-    /// Bytes of one.
-    fn element_bytes(&self) -> usize;
 }
 
 /// One argument of a launch. Lives as long as the borrow of the memory it points to.
@@ -172,22 +168,9 @@ impl<'a> Arg<'a> {
         Self::word(tensor.address(), Param::Word64)
     }
 
-    /// The elements of a tensor from element `first` on, to be read: `const T*`.
-    pub(crate) fn tensor_from(tensor: &'a impl Operand, first: usize) -> Self {
-        debug_assert!(first <= tensor.elements());
-        Self::word(tensor.address() + (first * tensor.element_bytes()) as u64, Param::Word64)
-    }
-
     /// The elements of a tensor, to be written: `T*`. Memory that is shared is copied first.
     pub(crate) fn tensor_mut(tensor: &'a mut impl Operand) -> Self {
         Self::word(tensor.address_mut(), Param::Word64)
-    }
-
-    /// The elements of a tensor from element `first` on, to be written: `T*`.
-    pub(crate) fn tensor_mut_from(tensor: &'a mut impl Operand, first: usize) -> Self {
-        debug_assert!(first <= tensor.elements());
-        let bytes = (first * tensor.element_bytes()) as u64;
-        Self::word(tensor.address_mut() + bytes, Param::Word64)
     }
 
     /// A buffer's bytes, to be read: `const unsigned char*`, or whatever the kernel takes them for.
@@ -214,11 +197,6 @@ impl<'a> Arg<'a> {
     pub(crate) fn int(value: usize) -> Self {
         // Sizes are checked against 2³¹ at the launch: a value beyond it is kept as it is.
         Self::word(value as u64, Param::Word32)
-    }
-
-    /// `int` that may be negative.
-    pub(crate) fn signed(value: i32) -> Self {
-        Self::word(u64::from(value.cast_unsigned()), Param::Word32)
     }
 
     /// `long long`, a count that may pass 2³¹.

@@ -12,7 +12,7 @@ mod repeat;
 mod stream;
 
 pub(crate) use blas::{Layout, Operation, Pointers};
-pub use buffer::CudaBuffer;
+pub(super) use buffer::CudaBuffer;
 pub(crate) use launch::{Arg, Grid, Kernel, Operand};
 
 use super::memory::{Kind, Ledger, OutOfMemory};
