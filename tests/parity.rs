@@ -78,6 +78,8 @@ parity! {
     add: crate::Op::Add { .. },
     rms_norm: crate::Op::RmsNorm { .. },
     layer_norm: crate::Op::LayerNorm { .. },
+    add_rms_norm: crate::Op::AddRmsNorm { .. },
+    add_layer_norm: crate::Op::AddLayerNorm { .. },
     rope: crate::Op::Rope { .. },
     attention: crate::Op::Attention { .. },
     activation: crate::Op::Activation { .. },
