@@ -1,6 +1,8 @@
 //! Every op's forward pass in f64, written straight from its formula and never optimised: what the ops are held to.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod bf16;
+
 use crate::cases::{Case, EPSILON, Op, POSITIONS, SCALE, Weight};
 use softprompt::layout::Segments;
 use softprompt::ops::{Activation, Pairing};
