@@ -72,11 +72,13 @@ DEVICE void reduce(const float* __restrict__ dk_partial, const float* __restrict
   if (rows_are_aligned<T>(width)) {
     if (first >= count) return;
     float total[WIDTH<T>] = {};
-    for (int s = 0; s < sum.slots; s++) {
+    partial += first;
+#pragma unroll 1
+    for (int s = 0; s < sum.slots; s++, partial += slot) {
 #pragma unroll
       for (int i = 0; i < WIDTH<T>; i += 4) {
         float x[4];
-        load4(partial + s * slot + first + i, x);
+        load4(partial + i, x);
 #pragma unroll
         for (int j = 0; j < 4; j++) total[i + j] += x[j];
       }
@@ -86,6 +88,7 @@ DEVICE void reduce(const float* __restrict__ dk_partial, const float* __restrict
 #pragma unroll 1
     for (int i = first; i < min(first + WIDTH<T>, count); i++) {
       float total = 0;
+#pragma unroll 1
       for (int s = 0; s < sum.slots; s++) total += partial[s * slot + i];
       out[i] = from_float<T>(total);
     }
