@@ -163,12 +163,13 @@ impl<'a> Run<'a> {
         }
         let loss = nll / examples.label_tokens as f64;
         let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
-        if !loss.is_finite() || !device.run(|| is_finite(&gradient))? {
-            return Err(self.diverged("loss and gradient", loss, &examples));
-        }
         let config = self.training.config;
         let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f64::INFINITY };
         let grad_norm = device.run(|| clip_grad_norm(&mut gradient, limit))?;
+        // A norm is finite exactly if every element is: squares are added in f64.
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(self.diverged("loss and gradient", loss, &examples));
+        }
         let learning_rate = self.schedule.at(self.state.step);
         self.state.optimizer.step(&mut self.state.prompt, &gradient, learning_rate)?;
         if !device.run(|| is_finite(&self.state.prompt))? {
