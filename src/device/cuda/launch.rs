@@ -270,6 +270,7 @@ impl Kernel<'_> {
             return Err(Error::op("launch", format!("{name} on a grid that CUDA allows"), format!("{grid:?}")));
         }
         self.device.bind()?;
+        self.device.count(name);
         self.allow_shared(static_shared + grid.shared, grid.shared)?;
         let mut values: Vec<u64> = args.iter().map(|arg| arg.value).collect();
         // Little-endian: the low bytes of a word are the narrower value.

@@ -5,6 +5,7 @@
 //! later in the stream comes later in time.
 
 mod blas;
+pub(crate) mod count;
 mod driver;
 mod launch;
 
@@ -82,6 +83,7 @@ struct Inner {
     options: CudaOptions,
     ledger: Ledger,
     synchronizations: AtomicUsize,
+    launched: count::Counts,
     /// Memory given back, by length in bytes.
     pool: Mutex<Pool<u64>>,
     /// What is waiting to be handed to the driver.
@@ -150,6 +152,7 @@ impl CudaDevice {
             options,
             ledger: Ledger::default(),
             synchronizations: AtomicUsize::new(0),
+            launched: count::Counts::default(),
             pool: Mutex::default(),
             modules: Mutex::default(),
             functions,
@@ -418,6 +421,7 @@ impl CudaBuffer {
             return Ok(());
         }
         self.device.bind()?;
+        self.device.count(count::UPLOAD);
         // SAFETY: the range was checked. The host memory is pageable, so the driver has read it when it returns.
         unsafe { result::memcpy_htod_async(self.address + start as u64, bytes, self.device.0.stream) }
             .map_err(|refused| driver::error("copy to the GPU", refused))
@@ -430,6 +434,7 @@ impl CudaBuffer {
             return Ok(());
         }
         self.device.bind()?;
+        self.device.count(count::DOWNLOAD);
         // SAFETY: the range was checked, and the stream is waited for before `bytes` is given up.
         unsafe { result::memcpy_dtoh_async(bytes, self.address, self.device.0.stream) }
             .map_err(|refused| driver::error("copy from the GPU", refused))?;
@@ -447,6 +452,7 @@ impl CudaBuffer {
             return Ok(());
         }
         self.device.bind()?;
+        self.device.count(count::COPY);
         let (to, from) = (self.address + to as u64, from.address + start as u64);
         // SAFETY: both ranges were checked, and lie in different buffers.
         unsafe { result::memcpy_dtod_async(to, from, length, self.device.0.stream) }
@@ -459,6 +465,7 @@ impl CudaBuffer {
             return Ok(());
         }
         self.device.bind()?;
+        self.device.count(count::FILL);
         // SAFETY: the buffer's own bytes.
         unsafe { result::memset_d8_async(self.address, 0, self.bytes, self.device.0.stream) }
             .map_err(|refused| driver::error("clear memory", refused))
@@ -470,6 +477,7 @@ impl CudaBuffer {
             return Ok(());
         }
         self.device.bind()?;
+        self.device.count(count::FILL);
         // SAFETY: the buffer's own bytes, of which there are whole words.
         unsafe { cudarc::driver::sys::cuMemsetD32Async(self.address, word, self.bytes / 4, self.device.0.stream) }
             .result()

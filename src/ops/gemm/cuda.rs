@@ -1,7 +1,7 @@
 //! Matrix products on a GPU: through cuBLASLt where it is used and knows an algorithm, else by `kernels/matmul.cu`.
 
 use super::Product;
-use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind, Layout, Operand, Operation, Pointers};
+use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind, Layout, Operand, Operation, PRODUCT, Pointers};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tape::Accumulate;
@@ -121,7 +121,11 @@ unsafe fn through_library(
     };
     cuda.bind()?;
     // SAFETY: the caller answers for the memory; the stream is the device's, whose context is current.
-    unsafe { blas.matmul(operation, pointers, 1.0, beta, workspace, cuda.stream().cast()) }
+    let done = unsafe { blas.matmul(operation, pointers, 1.0, beta, workspace, cuda.stream().cast()) }?;
+    if done {
+        cuda.count(PRODUCT);
+    }
+    Ok(done)
 }
 
 /// Rows and columns of `y` that a block of threads computes, and how many threads it has.
