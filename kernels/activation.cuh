@@ -23,14 +23,14 @@ struct Gelu {
   }
 };
 
-// x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))
+// x/2 (1 + tanh u), u = √(2/π) (x + 0.044715 x³). As 1 + tanh u = 2 σ(2u), without the sum's cancellation: x σ(2u).
 struct GeluTanh {
   static constexpr float ROOT = 0.7978845608028654f, CUBIC = 0.044715f;
-  DEVICE static float value(float x) { return 0.5f * x * (1.0f + tanhf(ROOT * (x + CUBIC * x * x * x))); }
+  DEVICE static float sigmoid(float x) { return 1.0f / (1.0f + expf(-2.0f * ROOT * (x + CUBIC * x * x * x))); }
+  DEVICE static float value(float x) { return x * sigmoid(x); }
   DEVICE static ValueAndSlope both(float x) {
-    const float t = tanhf(ROOT * (x + CUBIC * x * x * x));
-    const float inner = ROOT * (1.0f + 3.0f * CUBIC * x * x);
-    return {0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner};
+    const float s = sigmoid(x), inner = ROOT * (1.0f + 3.0f * CUBIC * x * x);
+    return {x * s, s + 2.0f * x * s * (1.0f - s) * inner};
   }
 };
 

@@ -10,25 +10,38 @@
 // write a partial sum, and attention_reduce adds those in order.
 #include "attention_tiles.cuh"
 
-// delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head.
+// delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head. `o_low` are the bits of o that bf16 leaves
+// out; f32 has none.
 template <typename T>
-DEVICE void delta_of(const T* __restrict__ o, const T* __restrict__ d_o, float* __restrict__ delta, int count,
-                     int dim) {
+DEVICE void delta_of(const T* __restrict__ o, const signed char* __restrict__ o_low, const T* __restrict__ d_o,
+                     float* __restrict__ delta, int count, int dim) {
+  constexpr bool HAS_LOW = sizeof(T) == 2;
   const long long i = global_thread() / 8;
   const int lane = threadIdx.x % 8;
   float sum = 0;
   if (i < count) {
     o += i * dim, d_o += i * dim;
+    if (HAS_LOW) o_low += i * dim;
     if (rows_are_aligned<T>(dim)) {
       for (int d = lane * WIDTH<T>; d < dim; d += 8 * WIDTH<T>) {
         float a[WIDTH<T>], b[WIDTH<T>];
         load4(o + d, a);
         load4(d_o + d, b);
+        if constexpr (HAS_LOW) {
+          const uint2 low = *reinterpret_cast<const uint2*>(o_low + d);
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            a[j] = with_low_bits(a[j], static_cast<signed char>((j < 4 ? low.x : low.y) >> (j % 4 * 8)));
+          }
+        }
 #pragma unroll
         for (int j = 0; j < WIDTH<T>; j++) sum = fmaf(a[j], b[j], sum);
       }
     } else {
-      for (int d = lane; d < dim; d += 8) sum = fmaf(to_float(o[d]), to_float(d_o[d]), sum);
+      for (int d = lane; d < dim; d += 8) {
+        const float a = HAS_LOW ? with_low_bits(to_float(o[d]), o_low[d]) : to_float(o[d]);
+        sum = fmaf(a, to_float(d_o[d]), sum);
+      }
     }
   }
   sum = sum_of_8(sum);
@@ -36,12 +49,14 @@ DEVICE void delta_of(const T* __restrict__ o, const T* __restrict__ d_o, float* 
 }
 
 KERNEL(attention_delta_bf16, 256)
-(const bf16* __restrict__ o, const bf16* __restrict__ d_o, float* __restrict__ delta, int count, int dim) {
-  delta_of(o, d_o, delta, count, dim);
+(const bf16* __restrict__ o, const signed char* __restrict__ o_low, const bf16* __restrict__ d_o,
+ float* __restrict__ delta, int count, int dim) {
+  delta_of(o, o_low, d_o, delta, count, dim);
 }
 KERNEL(attention_delta_f32, 256)
-(const float* __restrict__ o, const float* __restrict__ d_o, float* __restrict__ delta, int count, int dim) {
-  delta_of(o, d_o, delta, count, dim);
+(const float* __restrict__ o, const signed char* __restrict__ o_low, const float* __restrict__ d_o,
+ float* __restrict__ delta, int count, int dim) {
+  delta_of(o, o_low, d_o, delta, count, dim);
 }
 
 // Adds the partial sums of a tile of keys in the order of their slots. Grid: (sums, blocks of 4 · 256 elements of a

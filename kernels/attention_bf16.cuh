@@ -79,29 +79,26 @@ DEVICE void add_weighted(float (&sum)[D / 8][4], const float (&weights)[N / 8][4
   }
 }
 
-// Writes 16 rows, times the factor of each row, by way of shared memory that only this warp uses. `offset(r)` is the
-// element of `out` at which row r starts; a negative one leaves the row out.
-template <int D, typename Offset>
-DEVICE void store_rows(bf16* out, const float (&rows)[D / 8][4], float factor0, float factor8, bf16* shared, int dim,
-                       Offset offset) {
+// Element e of part n of 16 rows that a warp holds is row lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4) + e % 2.
+DEVICE int fragment_row(int e) { return threadIdx.x % 32 / 4 + e / 2 * 8; }
+DEVICE int fragment_column(int n, int e) { return n * 8 + threadIdx.x % 4 * 2 + e % 2; }
+
+// Copies 16 rows of `dim` elements from shared memory, `stride` elements apart, after the whole warp has written them.
+// `offset(r)` is the element of `out` at which row r starts; a negative one leaves the row out.
+template <int D, typename T, typename Offset>
+DEVICE void copy_rows(T* out, const T* shared, int stride, int dim, Offset offset) {
+  struct alignas(8 * sizeof(T)) Eight {
+    T elements[8];
+  };
   const int lane = threadIdx.x % 32;
   __syncwarp();
-  bf16* corner = shared + lane / 4 * STRIDE<bf16, D> + lane % 4 * 2;
-#pragma unroll
-  for (int n = 0; n < D / 8; n++) {
-    *reinterpret_cast<uint32_t*>(corner + n * 8) = pack_bf16(rows[n][0] * factor0, rows[n][1] * factor0);
-    *reinterpret_cast<uint32_t*>(corner + 8 * STRIDE<bf16, D> + n * 8) =
-        pack_bf16(rows[n][2] * factor8, rows[n][3] * factor8);
-  }
-  __syncwarp();
-  if (rows_are_aligned<bf16>(dim)) {
+  if (dim % 8 == 0) {
 #pragma unroll 2
     for (int i = lane; i < 16 * (D / 8); i += 32) {
       const int row = i / (D / 8), column = i % (D / 8) * 8;
       const long long start = offset(row);
       if (start >= 0 && column < dim) {
-        *reinterpret_cast<uint4*>(out + start + column) =
-            *reinterpret_cast<const uint4*>(shared + row * STRIDE<bf16, D> + column);
+        *reinterpret_cast<Eight*>(out + start + column) = *reinterpret_cast<const Eight*>(shared + row * stride + column);
       }
     }
   } else {
@@ -109,14 +106,46 @@ DEVICE void store_rows(bf16* out, const float (&rows)[D / 8][4], float factor0, 
     for (int i = lane; i < 16 * D; i += 32) {
       const int row = i / D, column = i % D;
       const long long start = offset(row);
-      if (start >= 0 && column < dim) out[start + column] = shared[row * STRIDE<bf16, D> + column];
+      if (start >= 0 && column < dim) out[start + column] = shared[row * stride + column];
     }
   }
+  __syncwarp();
 }
 
-// Element e of n-th part of a fragment of 16 rows is row lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4) + e % 2.
-DEVICE int fragment_row(int e) { return threadIdx.x % 32 / 4 + e / 2 * 8; }
-DEVICE int fragment_column(int n, int e) { return n * 8 + threadIdx.x % 4 * 2 + e % 2; }
+// Writes 16 rows, times the factor of each row, by way of shared memory that only this warp uses.
+template <int D, typename Offset>
+DEVICE void store_rows(bf16* out, const float (&rows)[D / 8][4], float factor0, float factor8, bf16* shared, int dim,
+                       Offset offset) {
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < D / 8; n++) {
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) {
+      const float factor = e == 0 ? factor0 : factor8;
+      *reinterpret_cast<uint32_t*>(shared + fragment_row(e) * STRIDE<bf16, D> + fragment_column(n, e)) =
+          pack_bf16(rows[n][e] * factor, rows[n][e + 1] * factor);
+    }
+  }
+  copy_rows<D>(out, shared, STRIDE<bf16, D>, dim, offset);
+}
+
+// The same of the bits that bf16 leaves out.
+template <int D, typename Offset>
+DEVICE void store_low_bits(signed char* out, const float (&rows)[D / 8][4], float factor0, float factor8, bf16* shared,
+                           int dim, Offset offset) {
+  constexpr int ROW = 2 * STRIDE<bf16, D>;
+  signed char* bytes = reinterpret_cast<signed char*>(shared);
+#pragma unroll
+  for (int n = 0; n < D / 8; n++) {
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) {
+      const float factor = e == 0 ? factor0 : factor8;
+      *reinterpret_cast<char2*>(bytes + fragment_row(e) * ROW + fragment_column(n, e)) =
+          make_char2(low_bits(rows[n][e] * factor), low_bits(rows[n][e + 1] * factor));
+    }
+  }
+  copy_rows<D>(out, bytes, ROW, dim, offset);
+}
 
 // Writes the first `count` of 16 rows in f32, times `factor`.
 template <int D>
@@ -165,7 +194,7 @@ DEVICE void add_bias(float (&s)[N / 8][4], float scale, const LaneQueries& queri
 }
 
 template <int D, int KEYS>
-DEVICE void forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* o, float* lse, const QueryTile* tiles,
+DEVICE void forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* o, signed char* o_low, float* lse, const QueryTile* tiles,
                          const Span* spans, const int* limits, const Bias& bias, int key_heads, int group, int dim,
                          float scale) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -248,8 +277,11 @@ DEVICE void forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* o, f
       lse[stack.place(queries.index[h])] = top[h] * unit * LN_2 + logf(total[h]);
     }
   }
-  store_rows<D>(o, sum, 1 / total[0], 1 / total[1], q_shared + first_row * STRIDE<bf16, D>, dim,
-                [&](int row) { return place(first_row + row); });
+  const auto my_place = [&](int row) { return place(first_row + row); };
+  bf16* staging = q_shared + first_row * STRIDE<bf16, D>;
+  const float factor0 = 1 / total[0], factor8 = 1 / total[1];
+  store_rows<D>(o, sum, factor0, factor8, staging, dim, my_place);
+  if (o_low != nullptr) store_low_bits<D>(o_low, sum, factor0, factor8, staging, dim, my_place);
 }
 
 template <int D, int KEYS, int STEP>

@@ -73,7 +73,7 @@ template <int D> DEVICE void store_row_f32(float* out, const float (&row)[D / 32
 }
 
 template <int D, int KEYS>
-DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o, float* lse, const QueryTile* tiles,
+DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o, signed char* /* o_low */, float* lse, const QueryTile* tiles,
                         const Span* spans, const int* limits, const Bias& bias, int key_heads, int group, int dim,
                         float scale) {
   extern __shared__ __align__(16) unsigned char shared[];

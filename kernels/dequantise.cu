@@ -4,7 +4,7 @@
 //
 // `first`, `stride` and `cols` count elements and are multiples of the format's block length (1 for plain numbers).
 // Where whole rows are wanted they lie one behind another, so pass them as one: rows = 1, cols = all of them.
-// `stored` holds `bytes` bytes.
+// `stored` holds `bytes` bytes; cols is below 2³².
 //
 // Launch: 256 threads; a block has CHUNK elements of a row. Grid rows · ceil(cols / CHUNK).
 // Shared memory: the chunk as stored, up to 8 KiB and 32 bytes. It is read in 16-byte accesses, which blocks of 34 or
@@ -48,21 +48,9 @@ DEVICE void dequantise(const uint8_t* __restrict__ stored, T* __restrict__ y, lo
   if (i >= count) return;
   float v[EIGHT];
   decode_eight<F>(run, i, v, count - i);
-  T* target = y + row * cols + col + i;
-  if (cols % WIDTH<T> == 0 && count - i >= EIGHT) {
-#pragma unroll
-    for (int part = 0; part < EIGHT; part += WIDTH<T>) {
-      float words[WIDTH<T>];
-#pragma unroll
-      for (int k = 0; k < WIDTH<T>; k++) words[k] = v[part + k];
-      store4(target + part, words);
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < EIGHT; k++) {
-      if (k < count - i) target[k] = from_float<T>(v[k]);
-    }
-  }
+  // The sum in brackets is of 32 bits: with one of 64, nvcc splits the 16-byte stores of bf16.
+  T* target = y + row * cols + (chunk * CHUNK + i);
+  store_eight(target, v, cols % WIDTH<T> == 0 && count - i >= EIGHT, count - i);
 }
 
 #define INSTANCES(F, name)                                                                                             \

@@ -13,23 +13,6 @@
 
 #include "formats.cuh"
 
-template <typename T> DEVICE void store_eight(T* p, const float (&v)[EIGHT], bool aligned, int count) {
-  if (aligned) {
-#pragma unroll
-    for (int part = 0; part < EIGHT; part += WIDTH<T>) {
-      float words[WIDTH<T>];
-#pragma unroll
-      for (int k = 0; k < WIDTH<T>; k++) words[k] = v[part + k];
-      store4(p + part, words);
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < EIGHT; k++) {
-      if (k < count) p[k] = from_float<T>(v[k]);
-    }
-  }
-}
-
 struct Table {
   const uint8_t* __restrict__ rows;
   int format;

@@ -196,3 +196,21 @@ DEVICE void decode_eight(int format, const uint8_t* row, long long i, float (&v)
     case Q6_K: return decode_eight<Blocks<BlockQ6_K>>(row, i, v, count);
   }
 }
+
+// Writes v to a row of T; all of it in 16-byte accesses where p is a multiple of 16, else the first `count` elements.
+template <typename T> DEVICE void store_eight(T* p, const float (&v)[EIGHT], bool aligned, int count) {
+  if (aligned) {
+#pragma unroll
+    for (int part = 0; part < EIGHT; part += WIDTH<T>) {
+      float words[WIDTH<T>];
+#pragma unroll
+      for (int k = 0; k < WIDTH<T>; k++) words[k] = v[part + k];
+      store4(p + part, words);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < EIGHT; k++) {
+      if (k < count) p[k] = from_float<T>(v[k]);
+    }
+  }
+}

@@ -21,7 +21,7 @@
 //   loss_label_rows_*   rows               256      0         ≤ 32       8
 //   loss_finish_*       rows               256      0         ≤ 32       8
 //   loss_nll            1                  256      64 bytes  ≤ 32       8
-//   loss_scale_*        ⌈elements / 256⌉   256      0         ≤ 32       8
+//   loss_scale_*        16 bytes a thread  256      0         ≤ 32       8
 
 #include "reduce.cuh"
 
@@ -243,10 +243,15 @@ KERNEL(loss_nll, THREADS)(float* nll, float* loss, const Running* __restrict__ r
   if (threadIdx.x == 0) *loss = static_cast<float>(sum);
 }
 
-// gradient *= factor[0], the gradient of the loss, which the host need not know. A thread has an element.
-template <typename T> DEVICE void scale(T* gradient, const float* factor, long long elements) {
-  const long long i = global_thread();
-  if (i < elements) gradient[i] = from_float<T>(to_float(gradient[i]) * *factor);
+// gradient *= factor[0], the gradient of the loss, which the host need not know. A thread has 16 bytes.
+template <typename T> DEVICE void scale(T* gradient, const float* __restrict__ factor, long long elements) {
+  const long long i = global_thread() * WIDTH<T>;
+  if (i >= elements) return;
+  float v[WIDTH<T>];
+  load_some(gradient + i, v, elements - i);
+#pragma unroll
+  for (int k = 0; k < WIDTH<T>; k++) v[k] *= *factor;
+  store_some(gradient + i, v, elements - i);
 }
 
 KERNEL(loss_scale_f32, THREADS)(float* gradient, const float* __restrict__ factor, long long elements) {

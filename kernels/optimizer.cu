@@ -1,9 +1,10 @@
 // optimizer: one step of AdamW or Adafactor on the prompt, and the norm its gradient is clipped to. All of it is f32
 // [rows, cols], and every name below ends in _f32.
 //
-//   gradient_norm          partial sums of g², then result = [norm, min(1, most / (norm + 10⁻⁶))], or [norm, 1] where the
-//   gradient_norm_finish   norm is not finite: a norm that is no number tells that an element is none.
-//   (add_scale_device of add.cu then clips by result[1]; a factor of 1 changes nothing.)
+//   gradient_norm          partial sums of g²
+//   gradient_norm_finish   norm = √Σ g², factor = min(1, most / (norm + 10⁻⁶)), or 1 where the norm is not finite: one
+//                          that is no number tells that an element is none, as squares of f32 do not overflow f64.
+//   gradient_norm_clip     g *= factor; a factor of 1 changes nothing
 //
 //   adamw                  p ← p keep,  m ← m + towards (g − m),  v ← decay v + share g²,
 //                          p ← p + size m / (√v / correction + ε);  the same operations in the same order as the CPU's,
@@ -20,7 +21,7 @@
 //
 // Sums are of f64 numbers, in a fixed order: a thread's elements, a warp's lanes, the block's warps, then blocks.
 //
-// Launch: 256 threads. adamw: grid ceil(count / 1024). Kernels with `partial`: any grid up to 1024 blocks, the same for
+// Launch: 256 threads. adamw, gradient_norm_clip: grid ceil(count / 1024). Kernels with `partial`: any grid up to 1024 blocks, the same for
 // the kernels of a step; `partial` has a number for each. gradient_norm_finish, adafactor_factors: one block.
 // adafactor_rows: grid rows. adafactor_cols: grid ceil(cols / 256).
 // Bytes: adamw 28 count; adafactor_moment 12, adafactor_apply 16 count; the factored form 20 count in all.
@@ -70,12 +71,22 @@ KERNEL(gradient_norm_f32, 256)(const float* __restrict__ g, double* __restrict__
   sum_squares(count, partial, [=](long long i) { return static_cast<double>(g[i]); });
 }
 
-KERNEL(gradient_norm_finish_f32, 256)(const double* __restrict__ partial, float* __restrict__ result, int partials,
-                                  double most) {
-  const double norm = sqrt(total(partial, partials)), factor = most / (norm + 1e-6);
+KERNEL(gradient_norm_finish_f32, 256)(const double* __restrict__ partial, double* __restrict__ norm,
+                                      float* __restrict__ factor, int partials, double most) {
+  const double root = sqrt(total(partial, partials)), share = most / (root + 1e-6);
   if (threadIdx.x != 0) return;
-  result[0] = static_cast<float>(norm);
-  result[1] = isfinite(norm) && factor < 1.0 ? static_cast<float>(factor) : 1.0f;
+  *norm = root;
+  *factor = isfinite(root) && share < 1.0 ? static_cast<float>(share) : 1.0f;
+}
+
+KERNEL(gradient_norm_clip_f32, 256)(float* __restrict__ g, const float* __restrict__ factor, long long count) {
+  const long long i = global_thread() * 4;
+  if (i >= count) return;
+  float v[4];
+  load_some(g + i, v, count - i);
+#pragma unroll
+  for (int k = 0; k < 4; k++) v[k] *= *factor;
+  store_some(g + i, v, count - i);
 }
 
 struct AdamW {

@@ -84,7 +84,7 @@ impl<'a> Generator<'a> {
             return Err(Error::input(Place::item("prompt"), expected, prompt.describe()));
         }
         let prompt_rows = prompt.rows();
-        let mut prompt_cache = model.new_cache(prompt_rows);
+        let mut prompt_cache = model.new_cache(prompt_rows)?;
         let mut prompt_logits = None;
         if prompt_rows > 0 {
             let end = Sequence { keep_last: true, score_end: true, ..Sequence::example(0, &[], 0) };
@@ -136,7 +136,7 @@ impl<'a> Generator<'a> {
             });
             row += (ids.len() + max_new_tokens).min(limit);
         }
-        let mut cache = self.model.new_cache(row);
+        let mut cache = self.model.new_cache(row)?;
         cache.copy_prefix(&self.prompt_cache, self.prompt_rows)?;
 
         let mut grow = |sequence: &mut Growing, logits: &[f64]| {

@@ -60,7 +60,7 @@ fn logits_with_the_cache_are_those_without() {
             if rows > 0 {
                 close(generator.prompt_logits.as_ref().unwrap(), &recomputed(&model, &prompt, &[]));
             }
-            let mut cache = model.new_cache(rows + 3 * 12);
+            let mut cache = model.new_cache(rows + 3 * 12).unwrap();
             cache.copy_prefix(&generator.prompt_cache, rows).unwrap();
             let mut sequences: Vec<Growing> = INPUTS
                 .iter()

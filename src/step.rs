@@ -119,7 +119,8 @@ impl Model {
     /// [`Error::Input`] if prompt or tokens do not fit the model, or there is nothing to predict a label from.
     pub fn loss(&self, prompt: &Tensor, batch: &Batch) -> Result<Loss> {
         let prompt = Var::constant(prompt.clone());
-        self.forward(&mut Tape::new(), &prompt, batch, batch.label_tokens())?.read(batch)
+        let scored = self.device().repeat(|| self.forward(&mut Tape::new(), &prompt, batch, batch.label_tokens()))?;
+        scored.read(batch)
     }
 
     /// The mean loss of `batch` and its gradient by `prompt` `[P, d]`, P ≥ 1.
@@ -146,8 +147,11 @@ impl Model {
         }
         let mut tape = Tape::new();
         let leaf = tape.leaf(prompt.clone());
-        let scored = self.forward(&mut tape, &leaf, batch, all_label_tokens)?;
-        let grad = self.device().run(|| tape.backward(&scored.loss, &leaf))?;
+        let (scored, grad) = self.device().repeat(|| {
+            let scored = self.forward(&mut tape, &leaf, batch, all_label_tokens)?;
+            let grad = tape.backward(&scored.loss, &leaf)?;
+            Ok((scored, grad))
+        })?;
         // A GPU is waited for here and nowhere before.
         Ok(LossAndGrad { loss: scored.read(batch)?, grad })
     }
@@ -162,10 +166,8 @@ impl Model {
         }
         let layout = batch.layout(value.rows())?;
         let scale = vec![1.0 / divisor.max(1) as f64; layout.labels.len()];
-        let CrossEntropy { loss, nll } = self.device().run(|| {
-            let hidden = self.hidden(tape, prompt, &layout, None)?;
-            self.cross_entropy(tape, &hidden, &layout, &scale)
-        })?;
+        let hidden = self.hidden(tape, prompt, &layout, None)?;
+        let CrossEntropy { loss, nll } = self.cross_entropy(tape, &hidden, &layout, &scale)?;
         Ok(Scored { loss, nll, example_of: layout.sequence_of })
     }
 

@@ -320,14 +320,6 @@ impl Operand for Tensor {
     fn address_mut(&mut self) -> u64 {
         self.buffer_mut().device_address()
     }
-
-    fn elements(&self) -> usize {
-        self.len()
-    }
-
-    fn element_bytes(&self) -> usize {
-        self.dtype.size()
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ mod gpu;
 
 use cases::models::{batch, gpt2, llama, prompt, qwen2};
 use common::{Golden, causal_rows, close_absolute, golden, golden_cases};
-use gpu::{cuda, same_driver};
-use softprompt::device::Kind;
+use gpu::{cuda, cuda_with, same_driver};
+use softprompt::device::{CudaOptions, Kind, Matmul};
 use softprompt::generate::{Generator, Sampling};
 use softprompt::models::{Family, ModelConfig};
 use softprompt::optim::{AdamWConfig, Optimizer, OptimizerConfig};
@@ -35,9 +35,8 @@ fn squared_error(got: &[f64], want: &[f64]) -> f64 {
     difference / want.iter().map(|x| x * x).sum::<f64>()
 }
 
-#[test]
-fn losses_and_gradients_are_those_of_peft() {
-    let device = cuda();
+/// Loss and gradient of every model's main case. `factor`: how many times PEFT's own float32 error f32 may be off.
+fn check_golden(device: &Device, factor: f64) {
     let cases: Vec<_> = golden_cases().into_iter().filter(|(_, case)| case == "main").collect();
     assert!(cases.len() >= 4, "golden files are missing: {cases:?}");
     for (name, case) in cases {
@@ -51,25 +50,37 @@ fn losses_and_gradients_are_those_of_peft() {
         let want = file.numbers(&format!("{case}.grad_f64"));
         for dtype in [DType::F32, DType::BF16] {
             let what = format!("{name} {case} {dtype}");
-            let model = Model::open(&folder, &device, options(dtype)).unwrap();
+            let model = Model::open(&folder, device, options(dtype)).unwrap();
             let prompt = model.prompt_from(rows, &file.numbers(&format!("{case}.prompt"))).unwrap();
             let found = model.loss_and_grad(&prompt, &batch).unwrap();
             let grad = found.grad.to_f64_vec().unwrap();
             if dtype == DType::F32 {
                 // How far PEFT's own float32 is from its float64; where its loss happens to be exact, an f32's spacing.
                 let number = |key: &str| meta["cases"][&case][key].as_f64().unwrap();
-                let allowed = number("f32_peft_loss_abs_diff").max(loss * f64::from(f32::EPSILON));
-                close_absolute(&format!("{what} loss"), &[found.loss.mean], &[loss], 4.0 * allowed);
-                let allowed = number("f32_peft_grad_max_abs_diff");
-                close_absolute(&format!("{what} gradient"), &grad, &want, 4.0 * allowed);
+                let allowed = factor * number("f32_peft_loss_abs_diff").max(loss * f64::from(f32::EPSILON));
+                close_absolute(&format!("{what} loss"), &[found.loss.mean], &[loss], allowed);
+                let allowed = factor * number("f32_peft_grad_max_abs_diff");
+                close_absolute(&format!("{what} gradient"), &grad, &want, allowed);
             } else {
-                // Eight bits of mantissa, through all layers.
+                // Eight bits of mantissa, rounded some twenty times a layer: a few per cent in the smallest models.
                 close_absolute(&format!("{what} loss"), &[found.loss.mean], &[loss], 0.01 * loss);
                 let error = squared_error(&grad, &want);
-                assert!(error < 2e-3, "{what}: normalised squared error of the gradient {error:e}");
+                println!("{what}: normalised squared error of the gradient {error:e}");
+                assert!(error < 1e-2, "{what}: normalised squared error of the gradient {error:e}");
             }
         }
     }
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_peft() {
+    // The library adds in an order of its own.
+    check_golden(&cuda(), 8.0);
+}
+
+#[test]
+fn losses_and_gradients_without_cublaslt_are_those_of_peft() {
+    check_golden(&cuda_with(CudaOptions { matmul: Matmul::Own, ..CudaOptions::default() }), 4.0);
 }
 
 #[test]
@@ -148,6 +159,43 @@ fn a_step_saves_what_the_design_lists_and_waits_once() {
     assert_eq!(device.memory().current_total(), 0, "what models held is given back");
 }
 
+/// Steps of AdamW over batches of one shape with other tokens, with a batch of another shape between them.
+fn trained(device: &Device, config: &ModelConfig, dtype: DType) -> Vec<u64> {
+    let model = Model::random(config.clone(), 1, device, options(dtype)).unwrap();
+    let mut prompt = prompt(&model, 6, 2);
+    let mut optimizer = Optimizer::new(&OptimizerConfig::AdamW(AdamWConfig::default()), &prompt).unwrap();
+    let mut bits = Vec::new();
+    for step in 0..12 {
+        let lengths: &[(usize, usize)] = if step == 7 { &[(3, 1), (9, 2)] } else { &[(6, 2), (6, 1), (5, 2)] };
+        let found = model.loss_and_grad(&prompt, &batch(config, lengths, 10 + step)).unwrap();
+        bits.push(found.loss.mean.to_bits());
+        optimizer.step(&mut prompt, &found.grad, 0.05).unwrap();
+    }
+    bits.extend(prompt.to_f64_vec().unwrap().iter().map(|x| x.to_bits()));
+    bits
+}
+
+#[test]
+fn steps_of_one_shape_become_a_graph_and_change_no_bit() {
+    for config in [llama(2), gpt2(2)] {
+        for dtype in [DType::F32, DType::BF16] {
+            for matmul in [Matmul::Own, Matmul::Auto] {
+                let options = CudaOptions { pooled: true, graphs: true, matmul, ..CudaOptions::default() };
+                let (with, without) = (cuda_with(options), cuda_with(CudaOptions { graphs: false, ..options }));
+                let got = trained(&with, &config, dtype);
+                assert!(got == trained(&without, &config, dtype), "{:?} {dtype} {matmul:?}", config.family);
+                let launches = |device: &Device| match device {
+                    Device::Cuda(gpu) => gpu.graph_launches(),
+                    Device::Cpu(_) => unreachable!(),
+                };
+                assert!(launches(&with) >= 4, "{} of 12 steps were a graph", launches(&with));
+                assert_eq!(launches(&without), 0);
+                assert_eq!(with.memory().current_total(), 0, "all memory is given back");
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_are_held_once_in_the_type_computed_in_or_as_stored() {
     let device = cuda();
@@ -177,7 +225,7 @@ fn a_continuation_is_the_cpus() {
         let run = |device: &Device| {
             let model = Model::random(config.clone(), 3, device, options(DType::F32)).unwrap();
             let prompt = prompt(&model, 4, 7);
-            let sampling = Sampling::default();
+            let sampling = Sampling::GREEDY;
             Generator::new(&model, &prompt).unwrap().generate(&inputs, 9, sampling, &mut |_| false).unwrap()
         };
         assert_eq!(run(&gpu), run(&cpu), "{:?}", config.family);
@@ -194,15 +242,15 @@ fn print_bits() {
             let model = Model::random(config.clone(), 1, &device, options(dtype)).unwrap();
             let (prompt, batch) =
                 (prompt(&model, 9, 2), batch(&config, &[(7, 1), (0, 2), (13, 3), (1, 1), (40, 5)], 3));
-            for _ in 0..2 {
+            let steps = [(); 2].map(|()| {
                 let found = model.loss_and_grad(&prompt, &batch).unwrap();
-                bits.extend(found.loss.mean.to_bits().to_le_bytes());
-                bits.extend(found.grad.to_f64_vec().unwrap().iter().flat_map(|x| x.to_bits().to_le_bytes()));
-            }
+                let numbers = std::iter::once(found.loss.mean).chain(found.grad.to_f64_vec().unwrap());
+                numbers.flat_map(|x| x.to_bits().to_le_bytes()).collect::<Vec<u8>>()
+            });
+            assert!(steps[0] == steps[1], "{:?} {dtype}: two steps of one input differ", config.family);
+            bits.extend(&steps[0]);
         }
     }
-    let half = bits.len() / 4;
-    assert!(bits[..half / 2] == bits[half / 2..half], "two steps of one input differ");
     println!("bits {}", softprompt::values::sha256_hex(&bits));
 }
 

@@ -11,9 +11,8 @@ use softprompt::device::Kind;
 use softprompt::indices::Indices;
 use softprompt::ops;
 use softprompt::tape::{Tape, Var};
-use softprompt::weights::{Matrix, Orientation, StoredTensor};
+use softprompt::weights::Orientation;
 use softprompt::{DType, Device, Tensor};
-use std::sync::Arc;
 
 /// The functional without a tape, in f64.
 fn value(device: &Device, case: &Case, inputs: &[Input]) -> f64 {

@@ -10,27 +10,56 @@ mod generated {
 }
 use generated::{BUILT, COMPILER, MODULES, PTXAS};
 
-/// Registers a thread may use, by op: with the block size, what gives the occupancy that the kernel's file claims. An SM
-/// has 65536: 48 a thread leave room for 1280 threads of kernels that wait for memory most of the time.
-const REGISTERS: &[(&str, u32)] = &[
-    ("activation", 40),
-    ("add", 40),
-    ("cast", 40),
-    ("dequantise", 40),
-    ("embedding", 40),
-    ("gated", 48),
-    ("layer_norm", 48),
-    ("optimizer", 48),
-    ("rms_norm", 48),
-    ("rope", 48),
-    ("rows", 40),
+/// Registers of a multiprocessor, of either target.
+const REGISTERS: u32 = 65536;
+
+/// How many blocks of a kernel fit on a multiprocessor by registers, by the start and the end of its name: what its file
+/// claims. The first line that fits counts. A kernel that makes the compiler see to it (`__launch_bounds__` with two
+/// numbers) says so in its PTX instead.
+const BLOCKS: &[(&str, &str, u32)] = &[
+    ("activation_", "", 6),
+    ("adafactor_", "", 8),
+    ("adamw_", "", 6),
+    ("add_", "", 8),
+    ("attention_", "", 6),
+    ("cast_", "", 8),
+    ("dequantise_", "", 8),
+    ("embedding_", "", 8),
+    ("gated_", "", 5),
+    ("gradient_norm_", "", 8),
+    ("layer_norm_", "", 5),
+    ("loss_", "", 6),
+    ("matmul_join_", "", 8),
+    ("matmul_", "_small_bf16", 6),
+    ("matmul_", "_small_f32", 5),
+    ("matmul_", "", 2),
+    ("rms_norm_", "", 5),
+    ("rope_", "", 5),
+    ("rows_", "", 6),
 ];
 
-/// Kernels that move so little that 16-byte accesses do not matter: an optimizer's sums over rows, columns and blocks.
-const SCALAR: &[&str] = &["gradient_norm", "adafactor"];
+/// Kernels that do not wait for memory, or cannot move 16 bytes at a time: an optimizer's sums, one number of a row, and
+/// products in f32, which are for checks and transpose as they read.
+const SCALAR: &[(&str, &str)] = &[
+    ("adafactor_", ""),
+    ("gradient_norm_f32", ""),
+    ("gradient_norm_finish_", ""),
+    ("loss_nll", ""),
+    ("loss_pick", ""),
+    ("matmul_", "_f32"),
+    ("matmul_join_", ""),
+];
 
-/// Ops whose bf16 kernels use tensor cores.
-const TENSOR_CORES: &[&str] = &["attention", "gemm", "loss"];
+/// Kernels that store single numbers: of a row, or of partial sums that are added by column.
+const SCALAR_STORES: &[(&str, &str)] = &[("attention_delta_", ""), ("attention_reduce_", "")];
+
+/// Kernels that copy to shared memory 16 bytes at a time, without registers in between, and store what a warp's lanes
+/// have side by side, 64 or 128 bytes.
+const ASYNCHRONOUS: &[(&str, &str)] = &[("matmul_", "_bf16")];
+
+fn is_one_of(name: &str, list: &[(&str, &str)]) -> bool {
+    list.iter().any(|(start, end)| name.starts_with(start) && name.ends_with(end))
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct Usage {
@@ -85,13 +114,26 @@ fn ptxas_has_seen_every_kernel_for_both_targets() {
     assert_eq!(seen.into_keys().collect::<Vec<_>>(), expected, "kernels/prebuilt/ptxas.txt does not fit the PTX");
 }
 
+/// The number behind a directive of a kernel's head.
+fn directive(text: &str, name: &str) -> Option<u32> {
+    let (_, rest) = text.split_once('{')?.0.split_once(name)?;
+    rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 #[test]
-fn nothing_spills_and_registers_stay_within_the_cap() {
+fn nothing_spills_and_registers_leave_room_for_the_blocks_that_are_claimed() {
     let usage = usage();
     let mut wrong = Vec::new();
-    for (op, name, _) in kernels() {
-        let cap = REGISTERS.iter().find(|(capped, _)| *capped == op).map(|(_, cap)| *cap);
-        let cap = cap.unwrap_or_else(|| panic!("{op} has no cap: add one to REGISTERS"));
+    for (_, name, text) in kernels() {
+        let threads = directive(text, ".maxntid").unwrap_or_else(|| panic!("{name} does not say its largest block"));
+        let listed = BLOCKS
+            .iter()
+            .find(|(start, end, _)| name.starts_with(start) && name.ends_with(end))
+            .map(|(.., blocks)| *blocks);
+        let blocks = directive(text, ".minnctapersm").or(listed);
+        let blocks = blocks.unwrap_or_else(|| panic!("{name} claims no occupancy: add it to BLOCKS"));
+        // Registers are given to warps in units of 8 a thread.
+        let cap = REGISTERS / (threads * blocks) / 8 * 8;
         for target in ["sm_80", "sm_90"] {
             let used = &usage[&(target.to_owned(), name.to_owned())];
             if used.stack > 0 || used.spills > 0 || used.registers > cap {
@@ -113,27 +155,38 @@ fn no_kernel_uses_local_memory() {
 
 #[test]
 fn memory_is_moved_in_16_byte_accesses() {
-    for (op, name, text) in kernels().filter(|(op, ..)| !TENSOR_CORES.contains(op)) {
-        if SCALAR.iter().any(|start| name.starts_with(start)) {
+    let has = |text: &str, access: &str, width: &[&str]| {
+        text.lines().any(|line| line.contains(access) && width.iter().any(|width| line.contains(width)))
+    };
+    const WORDS: &[&str] = &[".v4.f32", ".v4.u32", ".v4.b32"];
+    for (_, name, text) in kernels().filter(|(_, name, _)| !is_one_of(name, SCALAR)) {
+        if is_one_of(name, ASYNCHRONOUS) {
+            assert!(has(text, "cp.async.cg.shared", &[", 16"]), "{name} copies no 16 bytes at a time");
             continue;
         }
-        let wide = |access: &str| {
-            let is_access = |line: &&str| line.trim_start().trim_start_matches("@%p").contains(access);
-            text.lines()
-                .filter(is_access)
-                .any(|line| line.contains(".v4.f32") || line.contains(".v4.u32") || line.contains(".v4.b32"))
-        };
-        assert!(wide("st.global"), "{name} of {op} stores no 16 bytes at a time");
-        assert!(wide("ld.global") || name.starts_with("cast_fill"), "{name} of {op} loads no 16 bytes at a time");
+        let stores = is_one_of(name, SCALAR_STORES) || has(text, "st.global", WORDS);
+        assert!(stores, "{name} stores no 16 bytes at a time");
+        let loads = name.starts_with("cast_fill")
+            || has(text, "ld.global", WORDS)
+            || has(text, "cp.async.cg.shared", &[", 16"]);
+        assert!(loads, "{name} loads no 16 bytes at a time");
     }
 }
 
 #[test]
-fn products_in_bf16_use_tensor_cores() {
-    for &op in TENSOR_CORES {
-        let Some((_, ptx)) = MODULES.iter().find(|(module, _)| *module == op) else { continue };
-        assert!(ptx.contains("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"), "{op} has no mma");
+fn products_use_tensor_cores_in_bf16_and_not_in_f32() {
+    let is_product = |name: &str| {
+        name.starts_with("matmul_") && !name.starts_with("matmul_join")
+            || name.contains("attention_") && name.contains("_d") && !name.contains("delta")
+    };
+    let mut count = 0;
+    for (_, name, text) in kernels().filter(|(_, name, _)| is_product(name)) {
+        let uses = text.contains("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32");
+        assert_eq!(uses, name.ends_with("_bf16"), "{name}");
+        count += 1;
     }
+    assert!(count > 0, "no products in this build");
+    assert!(MODULES.iter().all(|(_, ptx)| !ptx.contains(".tf32")), "f32 is for exact checks");
 }
 
 #[test]

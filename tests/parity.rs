@@ -86,3 +86,85 @@ parity! {
     rows: crate::Op::Rows { .. },
     cross_entropy: crate::Op::CrossEntropy { .. },
 }
+
+/// The optimizers, and what is done to a gradient before them, on a GPU against the CPU, both in f32.
+mod optimizer {
+    use crate::gpu::cuda;
+    use softprompt::device::{Device, Kind};
+    use softprompt::optim::{AdafactorConfig, AdamWConfig, Optimizer, OptimizerConfig, clip_grad_norm, is_finite};
+    use softprompt::{DType, Tensor};
+
+    const SHAPES: [(usize, usize); 6] = [(1, 1), (2, 31), (5, 123), (130, 140), (33, 300), (3, 2056)];
+
+    fn values(count: usize, seed: usize) -> Vec<f64> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f64 / 500.0 - 2.0).collect()
+    }
+
+    fn tensor(device: &Device, (rows, cols): (usize, usize), seed: usize) -> Tensor {
+        Tensor::from_f64(device, rows, cols, DType::F32, &values(rows * cols, seed), Kind::Optimizer).unwrap()
+    }
+
+    /// The parameters after three steps.
+    fn train(device: &Device, config: &OptimizerConfig, shape: (usize, usize)) -> Vec<f32> {
+        let mut params = tensor(device, shape, 0);
+        let mut optimizer = Optimizer::new(config, &params).unwrap();
+        for step in 1..=3 {
+            // What the step replaces is still held elsewhere, as by a run that may have to go back.
+            let held = params.clone();
+            optimizer.step(&mut params, &tensor(device, shape, step), 0.05).unwrap();
+            drop(held);
+        }
+        params.to_vec().unwrap()
+    }
+
+    #[test]
+    fn adamw_has_the_same_bits() {
+        let (cpu, gpu) = (Device::cpu(Some(1)).unwrap(), cuda());
+        let config = OptimizerConfig::AdamW(AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() });
+        for shape in SHAPES {
+            assert_eq!(train(&gpu, &config, shape), train(&cpu, &config, shape), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn adafactor_agrees_with_its_moment_whole_and_factored() {
+        let (cpu, gpu) = (Device::cpu(Some(1)).unwrap(), cuda());
+        for (shape, min_dim_factored) in SHAPES.into_iter().flat_map(|shape| [(shape, 128), (shape, 1)]) {
+            let config = OptimizerConfig::Adafactor(AdafactorConfig { min_dim_factored, ..AdafactorConfig::default() });
+            for (index, (got, want)) in train(&gpu, &config, shape).iter().zip(&train(&cpu, &config, shape)).enumerate()
+            {
+                assert!((got - want).abs() <= 1e-6 * want.abs().max(0.1), "{shape:?} {index}: {got} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_is_clipped_as_on_the_cpu_and_one_that_is_not_finite_left_alone() {
+        let (cpu, gpu) = (Device::cpu(Some(1)).unwrap(), cuda());
+        for shape in SHAPES {
+            for most in [0.5, 1e9, f64::INFINITY] {
+                let clip = |device| {
+                    let mut grad = tensor(device, shape, 1);
+                    (clip_grad_norm(&mut grad, most).unwrap(), grad.to_vec::<f32>().unwrap())
+                };
+                let ((norm, grad), (want_norm, want)) = (clip(&gpu), clip(&cpu));
+                assert!((norm - want_norm).abs() <= 1e-12 * want_norm, "{shape:?}: {norm} {want_norm}");
+                assert_eq!(grad, want, "{shape:?}");
+            }
+            assert!(is_finite(&tensor(&gpu, shape, 1)).unwrap());
+            for bad in [f64::NAN, f64::INFINITY] {
+                let mut with_bad = values(shape.0 * shape.1, 1);
+                *with_bad.last_mut().unwrap() = bad;
+                let mut grad =
+                    Tensor::from_f64(&gpu, shape.0, shape.1, DType::F32, &with_bad, Kind::Gradients).unwrap();
+                assert!(!is_finite(&grad).unwrap());
+                assert!(!clip_grad_norm(&mut grad, 0.5).unwrap().is_finite());
+                let left = grad.to_f64_vec().unwrap();
+                assert!(left.iter().zip(&with_bad).all(|(a, b)| *a == f64::from(*b as f32) || b.is_nan()));
+            }
+        }
+        let nothing = Tensor::zeros(&gpu, 0, 5, DType::F32, Kind::Gradients);
+        assert!(is_finite(&nothing).unwrap());
+        assert_eq!(clip_grad_norm(&mut nothing.clone(), 1.0).unwrap(), 0.0);
+    }
+}

@@ -22,6 +22,8 @@ pub(crate) struct Env<'a> {
     pub(crate) allocations: &'a [Arc<Allocation>],
     pub(crate) progress: &'a Progress,
     pub(crate) checks: bool,
+    /// memory knows which bytes were written
+    pub(crate) marked: bool,
     pub(crate) launch_id: u32,
     pub(crate) alu: Alu,
     /// index of the block in the grid, plus one
@@ -129,7 +131,7 @@ impl<'a> Env<'a> {
             Conflict::Unwritten => Fault::new(
                 Kind::Unwritten,
                 lane_number,
-                format!("{verb} of {bytes} bytes at {place}, which nothing wrote"),
+                format!("{verb} of {bytes} bytes at {place}, which nothing in the block has written yet"),
             ),
             Conflict::Pending { thread: t, pc } => Fault::new(
                 Kind::AsyncCopy,
@@ -205,6 +207,7 @@ impl<'a> Block<'a> {
             allocations,
             progress,
             checks,
+            marked: memory.is_marked(),
             launch_id,
             alu: crate::exec::alu::select(),
             block: 0,
@@ -321,6 +324,13 @@ impl<'a> Block<'a> {
                     "bar.sync {id} in divergent code: lanes {here:#010x} of {:#010x} reach it, lane {l} is at {}",
                     warp.live,
                     self.env.place(warp.pc[l])
+                );
+                let fault = Fault { kind: Kind::Divergence, lane: Some(lane as u32), pc: Some(pc), message };
+                return Err(self.report(w, fault));
+            }
+            if let Some(l) = (0..32).find(|l| (warp.exists & !warp.live) >> l & 1 != 0) {
+                let message = format!(
+                    "bar.sync {id} in divergent code: lanes {here:#010x} reach it, lane {l} of the warp has exited without"
                 );
                 let fault = Fault { kind: Kind::Divergence, lane: Some(lane as u32), pc: Some(pc), message };
                 return Err(self.report(w, fault));

@@ -118,6 +118,9 @@ pub fn run(
     check(kernel, launch, params)?;
     static LAUNCHES: AtomicU32 = AtomicU32::new(1);
     let launch_id = LAUNCHES.fetch_add(1, Ordering::Relaxed);
+    if !options.checks {
+        memory.stop_marking();
+    }
     let mut allocations = memory.snapshot();
     if !kernel.globals.allocations.is_empty() {
         allocations.extend(kernel.globals.allocations.iter().cloned());

@@ -5,7 +5,7 @@ use crate::module::Module;
 use crate::report::Kind;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// Every allocation starts at a multiple of this and has this many bytes of red zone on either side.
@@ -169,13 +169,15 @@ struct Inner {
 /// Device memory. An address is a host address, so no other memory is mistaken for it.
 pub struct Memory {
     capacity: usize,
+    /// a kernel ran without checks, so what was written is not known any more
+    unmarked: AtomicBool,
     inner: RwLock<Inner>,
 }
 
 impl Memory {
     /// Memory that allocates up to `capacity` bytes.
     pub fn new(capacity: usize) -> Memory {
-        Memory { capacity, inner: RwLock::default() }
+        Memory { capacity, unmarked: AtomicBool::new(false), inner: RwLock::default() }
     }
 
     fn read_inner(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
@@ -262,7 +264,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies to the host. Reading bytes that nothing wrote is an error.
+    /// Copies to the host. Reading bytes that nothing wrote is an error, unless a kernel ran without checks.
     pub fn read(&self, address: u64, to: &mut [u8]) -> Result<(), MemoryError> {
         let from = self.access(address, to.len(), Access::Read)?;
         // SAFETY: `access` checked that `to.len()` bytes lie in an allocation.
@@ -312,6 +314,7 @@ impl Memory {
         };
         let offset = (address - allocation.address) as usize;
         if access != Access::Write
+            && self.is_marked()
             && let Some(first) = allocation.first_unwritten(offset, bytes)
         {
             let why = format!(
@@ -324,6 +327,15 @@ impl Memory {
             allocation.mark_range(offset, bytes);
         }
         Ok(address as *mut u8)
+    }
+
+    /// From now on, host-side reads of unwritten bytes are no error: a kernel runs without marking what it writes.
+    pub(crate) fn stop_marking(&self) {
+        self.unmarked.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_marked(&self) -> bool {
+        !self.unmarked.load(Ordering::Relaxed)
     }
 
     /// The allocations as they are now, by address.

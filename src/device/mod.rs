@@ -15,7 +15,7 @@ mod pool;
 pub use buffer::Buffer;
 pub use cpu::CpuDevice;
 pub(crate) use cuda::count::{COPY, DOWNLOAD, FILL, PRODUCT, UPLOAD};
-pub(crate) use cuda::{Arg, Grid, Layout, Operand, Operation, Pointers};
+pub(crate) use cuda::{Arg, Grid, Kernel, Layout, Operand, Operation, Pointers};
 pub use cuda::{CudaDevice, CudaOptions, CudaProperties, Matmul};
 pub use memory::{Kind, MemoryReport};
 pub(crate) use on_device::OnDevice;
@@ -110,6 +110,18 @@ impl Device {
                 Ok(error) => Err(*error),
                 Err(other) => std::panic::resume_unwind(other),
             },
+        })
+    }
+
+    /// [`Device::run`] for work that is likely to come again in the same shape, as a training step is: a GPU is then asked
+    /// for all of it at once. `work` should not read from the device.
+    ///
+    /// # Errors
+    /// As [`Device::run`].
+    pub fn repeat<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        self.run(|| match self {
+            Self::Cpu(_) => work(),
+            Self::Cuda(cuda) => cuda.repeat(work),
         })
     }
 

@@ -48,6 +48,14 @@ impl<B> Pool<B> {
         evicted
     }
 
+    /// Puts blocks of one length in the order of their addresses, so that equal sets are handed out alike.
+    pub(super) fn sort(&mut self)
+    where
+        B: Ord,
+    {
+        self.free.values_mut().for_each(|stack| stack.sort_unstable());
+    }
+
     /// Everything that is kept.
     pub(super) fn drain(&mut self) -> Vec<B> {
         self.length = 0;

@@ -100,8 +100,9 @@ impl Model {
             .map_err(|error| error.or_hint("the configuration is damaged, or of a model that softprompt cannot run"))?;
         let tokenizer = Tokenizer::open(&path, &weights)
             .map_err(|error| error.or_hint("the tokenizer is damaged: copy it again from where the model came from"))?;
-        let loader = Loader::new(Origin::Files(&weights), device, options);
-        Self::load(name, path, config, tokenizer, &loader, options)
+        let origin = Origin::Files(&weights);
+        device
+            .run(|| Self::load(name, path, config, tokenizer, &Loader::new(origin, device, options), options))
             .map_err(|error| error.or_hint("configuration and weights do not belong to the same model"))
     }
 
@@ -111,8 +112,8 @@ impl Model {
     /// [`Error::Op`] if the sizes contradict each other.
     pub fn random(config: ModelConfig, seed: u64, device: &Device, options: ModelOptions) -> Result<Self> {
         check_type(device, options.dtype)?;
-        let loader = Loader::new(Origin::Random { seed }, device, options);
-        Self::load("random".into(), PathBuf::from("random"), config, None, &loader, options)
+        let (name, path, origin) = ("random".to_string(), PathBuf::from("random"), Origin::Random { seed });
+        device.run(|| Self::load(name, path, config, None, &Loader::new(origin, device, options), options))
     }
 
     fn load(
@@ -215,8 +216,11 @@ impl Model {
     }
 
     /// An empty cache of keys and values for `rows` rows.
-    pub fn new_cache(&self, rows: usize) -> KeyValueCache {
-        KeyValueCache::new(&self.device, self.dtype, &self.config, rows)
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is too little memory for it.
+    pub fn new_cache(&self, rows: usize) -> Result<KeyValueCache> {
+        self.device.run(|| Ok(KeyValueCache::new(&self.device, self.dtype, &self.config, rows)))
     }
 
     /// The last hidden rows `[scored rows, d]`, after the final norm, of the stream that `layout` describes.

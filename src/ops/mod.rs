@@ -18,6 +18,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub(crate) mod simd;
+pub(crate) mod wide;
 
 pub use activation::{Activation, activation};
 pub use add::add;
@@ -31,9 +32,3 @@ pub use loss::{CrossEntropy, cross_entropy};
 pub use rms_norm::rms_norm;
 pub use rope::{Pairing, rope};
 pub use rows::rows;
-
-/// An op that has no kernel for GPUs.
-pub(crate) fn no_kernel(op: &'static str) -> crate::Error {
-    let place = crate::error::Place::item("cuda");
-    crate::Error::device(place, "an op that runs on GPUs", op).hint("compute with --device cpu")
-}

@@ -29,6 +29,23 @@ pub(crate) fn dot<E: Element>(x: &[E], y: &[E]) -> E {
     fold(totals) + tail
 }
 
+/// `Σ xᵢ yᵢ`, summed in f64 whatever the operands are.
+#[inline(always)]
+pub(crate) fn dot_f64<X: Element, Y: Element>(x: &[X], y: &[Y]) -> f64 {
+    let mut totals = [0.0; LANES];
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let mut tail = 0.0;
+    for (&x, &y) in xs.remainder().iter().zip(ys.remainder()) {
+        tail += Element::to_f64(x) * Element::to_f64(y);
+    }
+    for (x, y) in xs.zip(ys) {
+        for lane in 0..LANES {
+            totals[lane] += Element::to_f64(x[lane]) * Element::to_f64(y[lane]);
+        }
+    }
+    fold(totals) + tail
+}
+
 #[inline(always)]
 fn dot_tail<E: Element>(x: &[E], y: &[E]) -> E {
     let mut total = E::ZERO;
@@ -191,6 +208,7 @@ mod tests {
             let want = (length * (length + 1) / 2) as f64;
             assert_eq!(sum(&x), want);
             assert_eq!(dot(&x, &vec![1.0; length]), want);
+            assert_eq!(dot_f64(&x, &vec![1f32; length]), want);
             assert_eq!(max(&x), if length == 0 { f64::NEG_INFINITY } else { length as f64 });
         }
     }

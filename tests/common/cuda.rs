@@ -8,9 +8,14 @@ use std::sync::OnceLock;
 
 /// A GPU: the stand-in, or with `SOFTPROMPT_TEST_GPU=1` the machine's first.
 pub fn cuda() -> Device {
-    with_stand_in();
     // Without a pool the stand-in sees each use of memory that was given back, and each read before a write.
-    Device::cuda(CudaOptions { pooled: is_real(), ..CudaOptions::default() }).unwrap()
+    cuda_with(CudaOptions { pooled: is_real(), ..CudaOptions::default() })
+}
+
+/// The same with other options.
+pub fn cuda_with(options: CudaOptions) -> Device {
+    with_stand_in();
+    Device::cuda(options).unwrap()
 }
 
 /// Has this process use the stand-in driver, unless the tests run on a real GPU.

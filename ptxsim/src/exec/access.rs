@@ -209,7 +209,7 @@ fn check_marks(warp: &Warp, env: &Env, at: &[u64; 32], q: Request, one: Option<u
         let allocation = &env.allocations[index];
         let offset = (at[lane] - allocation.address) as usize;
         // atomics read too
-        if (!q.writes() || q.access == Access::Atomic) && !allocation.is_written(offset, bytes) {
+        if (!q.writes() || q.access == Access::Atomic) && env.marked && !allocation.is_written(offset, bytes) {
             return Err(unwritten(allocation, at[lane], offset, lane, bytes));
         }
         if q.writes() {

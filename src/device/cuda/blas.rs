@@ -54,7 +54,7 @@ pub(crate) struct Operation {
 }
 
 /// Addresses on the device.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pointers {
     /// `m` rows of `n`.
     pub(crate) y: u64,
@@ -135,28 +135,79 @@ impl Blas {
         format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
     }
 
-    /// `y = alpha · op(x) op(w) + bias + beta · y`, on `stream`; `false`, and nothing done, if the library has no
-    /// algorithm for it. `workspace` gives device memory of the size it is asked for, which the caller keeps until the
-    /// stream is past the product.
+    /// The bytes of memory that the library wants for this product; nothing if it has no algorithm for it.
     ///
     /// # Errors
-    /// What `workspace` reports, and [`Error::Device`] if the library fails.
+    /// [`Error::Device`] if the library fails.
+    pub(crate) fn workspace(&self, operation: &Operation, pointers: Pointers) -> Result<Option<usize>> {
+        if operation.k == 0 || (operation.bias && operation.input != operation.output) {
+            return Ok(None); // the library takes no empty sum, and takes the bias to be of y's type
+        }
+        self.with_plan(operation, pointers, |plan| Ok(plan.map(|plan| plan.workspace)))
+    }
+
+    /// `y = op(x) op(w) + bias + beta · y`, on `stream`, with as much memory at `workspace` as [`Blas::workspace`] said.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the library fails.
     ///
     /// # Safety
     /// The pointers name memory of the device as [`Operation`] describes it, `y` apart from the others, and `stream`
     /// is a stream of the device's context, which is current.
-    pub(crate) unsafe fn matmul(
+    pub(super) unsafe fn multiply(
         &self,
         operation: &Operation,
         pointers: Pointers,
-        alpha: f32,
         beta: f32,
-        workspace: impl FnOnce(usize) -> Result<u64>,
+        workspace: u64,
         stream: *mut c_void,
-    ) -> Result<bool> {
-        if operation.k == 0 || (operation.bias && operation.input != operation.output) {
-            return Ok(false); // the library takes no empty sum, and takes the bias to be of y's type
-        }
+    ) -> Result<()> {
+        let alpha = 1f32;
+        self.with_plan(operation, pointers, |plan| {
+            let Some(plan) = plan else {
+                return Err(Error::op(
+                    "matmul",
+                    "a product that cuBLASLt has an algorithm for",
+                    format!("{operation:?}"),
+                ));
+            };
+            if operation.bias {
+                use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+                describe(plan.description, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointers.bias /* const void* */)?;
+            }
+            // SAFETY: the descriptors live as long as the plan; alpha and beta are f32, as the description's scale type
+            // says; the caller answers for the pointers and the stream.
+            unsafe {
+                result::matmul(
+                    self.handle,
+                    plan.description,
+                    (&raw const alpha).cast(), // const float* alpha
+                    (&raw const beta).cast(),  // const float* beta
+                    pointers.w as *const c_void,
+                    plan.a,
+                    pointers.x as *const c_void,
+                    plan.b,
+                    pointers.y as *const c_void,
+                    plan.d,
+                    pointers.y as *mut c_void,
+                    plan.d,
+                    &raw const plan.algorithm,
+                    workspace as *mut c_void,
+                    plan.workspace, // size_t
+                    stream.cast(),  // cudaStream_t
+                )
+            }
+            .map_err(|error| failed(&format!("{operation:?}"), error))
+        })
+    }
+
+    /// Runs `work` with what was chosen for a product, which is chosen the first time.
+    fn with_plan<R>(
+        &self,
+        operation: &Operation,
+        pointers: Pointers,
+        work: impl FnOnce(Option<&Plan>) -> Result<R>,
+    ) -> Result<R> {
         let alignment: [u32; 3] =
             [pointers.w, pointers.x, pointers.y].map(|pointer| 1 << pointer.trailing_zeros().min(8));
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,36 +217,7 @@ impl Blas {
                 new.insert(Plan::choose(self.handle, operation, alignment)?)
             }
         };
-        let Some(plan) = plan else { return Ok(false) };
-        if operation.bias {
-            use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            describe(plan.description, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointers.bias /* const void* */)?;
-        }
-        let space = if plan.workspace == 0 { 0 } else { workspace(plan.workspace)? };
-        // SAFETY: the descriptors live as long as the plan; alpha and beta are f32, as the description's scale type says;
-        // the caller answers for the pointers and the stream.
-        unsafe {
-            result::matmul(
-                self.handle,
-                plan.description,
-                (&raw const alpha).cast(), // const float* alpha
-                (&raw const beta).cast(),  // const float* beta
-                pointers.w as *const c_void,
-                plan.a,
-                pointers.x as *const c_void,
-                plan.b,
-                pointers.y as *const c_void,
-                plan.d,
-                pointers.y as *mut c_void,
-                plan.d,
-                &raw const plan.algorithm,
-                space as *mut c_void,
-                plan.workspace, // size_t
-                stream.cast(),  // cudaStream_t
-            )
-        }
-        .map_err(|error| failed(&format!("{operation:?}"), error))?;
-        Ok(true)
+        work(plan.as_ref())
     }
 }
 

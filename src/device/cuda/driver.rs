@@ -7,7 +7,7 @@ use cudarc::driver::DriverError;
 use cudarc::driver::sys::{self, CUresult};
 
 /// Every driver function that this crate, or cudarc on its behalf, calls.
-const SYMBOLS: [&str; 29] = [
+const SYMBOLS: [&str; 37] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGet",
@@ -34,6 +34,14 @@ const SYMBOLS: [&str; 29] = [
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuLaunchKernel",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuMemFreeHost",
+    "cuMemHostAlloc",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
     "cuStreamCreate",
     "cuStreamSynchronize",
     "cuStreamDestroy_v2",

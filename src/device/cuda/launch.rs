@@ -2,12 +2,13 @@
 
 use super::CudaDevice;
 use super::driver::error;
+use super::stream::Command;
 use crate::device::Buffer;
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use cudarc::driver::result::{self, function};
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute_enum};
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::marker::PhantomData;
 
 /// A parameter as the kernel's PTX declares it.
@@ -147,10 +148,6 @@ pub(crate) trait Operand {
     fn address(&self) -> u64;
     /// Where its first element lies, to be written: memory that is shared is copied first.
     fn address_mut(&mut self) -> u64;
-    /// How many elements it has.
-    fn elements(&self) -> usize;
-    /// Bytes of one.
-    fn element_bytes(&self) -> usize;
 }
 
 /// One argument of a launch. Lives as long as the borrow of the memory it points to.
@@ -171,22 +168,9 @@ impl<'a> Arg<'a> {
         Self::word(tensor.address(), Param::Word64)
     }
 
-    /// The elements of a tensor from element `first` on, to be read: `const T*`.
-    pub(crate) fn tensor_from(tensor: &'a impl Operand, first: usize) -> Self {
-        debug_assert!(first <= tensor.elements());
-        Self::word(tensor.address() + (first * tensor.element_bytes()) as u64, Param::Word64)
-    }
-
     /// The elements of a tensor, to be written: `T*`. Memory that is shared is copied first.
     pub(crate) fn tensor_mut(tensor: &'a mut impl Operand) -> Self {
         Self::word(tensor.address_mut(), Param::Word64)
-    }
-
-    /// The elements of a tensor from element `first` on, to be written: `T*`.
-    pub(crate) fn tensor_mut_from(tensor: &'a mut impl Operand, first: usize) -> Self {
-        debug_assert!(first <= tensor.elements());
-        let bytes = (first * tensor.element_bytes()) as u64;
-        Self::word(tensor.address_mut() + bytes, Param::Word64)
     }
 
     /// A buffer's bytes, to be read: `const unsigned char*`, or whatever the kernel takes them for.
@@ -213,11 +197,6 @@ impl<'a> Arg<'a> {
     pub(crate) fn int(value: usize) -> Self {
         // Sizes are checked against 2³¹ at the launch: a value beyond it is kept as it is.
         Self::word(value as u64, Param::Word32)
-    }
-
-    /// `int` that may be negative.
-    pub(crate) fn signed(value: i32) -> Self {
-        Self::word(u64::from(value.cast_unsigned()), Param::Word32)
     }
 
     /// `long long`, a count that may pass 2³¹.
@@ -270,23 +249,17 @@ impl Kernel<'_> {
             return Err(Error::op("launch", format!("{name} on a grid that CUDA allows"), format!("{grid:?}")));
         }
         self.device.bind()?;
-        self.device.count(name);
         self.allow_shared(static_shared + grid.shared, grid.shared)?;
-        let mut values: Vec<u64> = args.iter().map(|arg| arg.value).collect();
-        // Little-endian: the low bytes of a word are the narrower value.
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+        let launch = Command::Launch {
+            name,
+            function: *handle as usize,
+            blocks: grid.blocks,
+            threads: grid.threads,
+            shared: grid.shared,
+            args: args.iter().map(|arg| arg.value).collect(),
+        };
         // SAFETY: the arguments have the kinds and number that the kernel's PTX declares; the rest is the caller's.
-        unsafe {
-            result::launch_kernel(
-                *handle,
-                (x, y, z),
-                (grid.threads, 1, 1),
-                grid.shared,
-                self.device.stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(|failed| error(&format!("launch {name}"), failed))
+        unsafe { self.device.put(launch) }
     }
 
     /// More than 48 KiB of shared memory must be asked for.

@@ -5,11 +5,15 @@
 //! later in the stream comes later in time.
 
 mod blas;
+mod buffer;
 pub(crate) mod count;
 mod driver;
 mod launch;
+mod repeat;
+mod stream;
 
 pub(crate) use blas::{Layout, Operation, Pointers};
+pub(super) use buffer::CudaBuffer;
 pub(crate) use launch::{Arg, Grid, Kernel, Operand};
 
 use super::memory::{Kind, Ledger, OutOfMemory};
@@ -18,6 +22,7 @@ use crate::error::{Error, Place, Result};
 use blas::Blas;
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUmodule, CUstream};
+use repeat::Scope;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -32,6 +37,8 @@ pub struct CudaOptions {
     /// Whether memory that is given back is kept for later. Without it every buffer comes from the driver, which is slow
     /// but shows the stand-in driver of the tests each read of memory that nothing wrote.
     pub pooled: bool,
+    /// Whether steps that repeat are launched as CUDA graphs; only with a pool, which repeats their addresses.
+    pub graphs: bool,
     /// What multiplies matrices.
     pub matmul: Matmul,
 }
@@ -50,7 +57,8 @@ pub enum Matmul {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, pooled: !cfg!(debug_assertions), matmul: Matmul::Auto }
+        let pooled = !cfg!(debug_assertions);
+        Self { ordinal: 0, pooled, graphs: pooled, matmul: Matmul::Auto }
     }
 }
 
@@ -83,7 +91,10 @@ struct Inner {
     options: CudaOptions,
     ledger: Ledger,
     synchronizations: AtomicUsize,
+    graph_launches: AtomicUsize,
     launched: count::Counts,
+    /// What is put into the stream, watched for repetition.
+    scope: Mutex<Scope>,
     /// Memory given back, by length in bytes.
     pool: Mutex<Pool<u64>>,
     /// What is waiting to be handed to the driver.
@@ -107,6 +118,7 @@ impl std::fmt::Debug for CudaDevice {
 
 impl CudaDevice {
     pub(super) fn new(options: CudaOptions) -> Result<Self> {
+        let options = CudaOptions { graphs: options.graphs && options.pooled, ..options };
         driver::probe()?;
         let failed = |action: &'static str| move |refused| driver::error(action, refused);
         result::init().map_err(failed("start"))?;
@@ -152,7 +164,9 @@ impl CudaDevice {
             options,
             ledger: Ledger::default(),
             synchronizations: AtomicUsize::new(0),
+            graph_launches: AtomicUsize::new(0),
             launched: count::Counts::default(),
+            scope: Mutex::default(),
             pool: Mutex::default(),
             modules: Mutex::default(),
             functions,
@@ -181,6 +195,11 @@ impl CudaDevice {
     /// [`Error::Device`] for what went wrong in any of it.
     pub fn synchronize(&self) -> Result<()> {
         self.0.synchronizations.fetch_add(1, Ordering::Relaxed);
+        self.flush()?;
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<()> {
         self.bind()?;
         // SAFETY: the stream lives as long as the device.
         unsafe { result::stream::synchronize(self.0.stream) }.map_err(|refused| driver::error("finish", refused))
@@ -225,6 +244,14 @@ impl CudaDevice {
 
     fn shared_limit(&self) -> u32 {
         self.0.properties.shared_per_block
+    }
+
+    fn options(&self) -> CudaOptions {
+        self.0.options
+    }
+
+    fn scope(&self) -> MutexGuard<'_, Scope> {
+        self.0.scope.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool<u64>> {
@@ -274,9 +301,10 @@ impl CudaDevice {
         let outcome = self.bind().and_then(|()| match try_once() {
             Err(refused) if driver::is_out_of_memory(&refused) => {
                 // What the pool keeps may be what is missing.
+                self.flush()?;
                 let kept = self.pool().drain();
-                kept.into_iter().try_for_each(|address| self.free(address))?;
-                self.synchronize()?;
+                kept.into_iter().try_for_each(|address| self.free_now(address))?;
+                self.wait()?;
                 match try_once() {
                     Err(refused) if driver::is_out_of_memory(&refused) => Ok(None),
                     other => other.map(Some).map_err(|refused| driver::error("allocate", refused)),
@@ -295,6 +323,10 @@ impl CudaDevice {
     }
 
     fn free(&self, address: u64) -> Result<()> {
+        if self.scope().keep_free(address) { Ok(()) } else { self.free_now(address) }
+    }
+
+    fn free_now(&self, address: u64) -> Result<()> {
         self.bind()?;
         // SAFETY: the address came from this stream's allocator, and no buffer holds it.
         unsafe { result::free_async(address, self.0.stream) }.map_err(|refused| driver::error("free memory", refused))
@@ -362,6 +394,7 @@ impl Drop for Inner {
                     let _ = result::free_async(address, self.stream);
                 }
                 let _ = result::stream::synchronize(self.stream);
+                self.scope.get_mut().unwrap_or_else(PoisonError::into_inner).destroy();
                 for module in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
                     let _ = result::module::unload(module);
                 }
@@ -369,138 +402,5 @@ impl Drop for Inner {
             }
             let _ = result::primary_ctx::release(self.device);
         }
-    }
-}
-
-/// Bytes of a GPU's memory, aligned to 256, returned to the device's pool when dropped.
-pub struct CudaBuffer {
-    address: u64,
-    /// Bytes taken of the device.
-    length: usize,
-    /// Bytes asked for.
-    bytes: usize,
-    kind: AtomicU8,
-    device: CudaDevice,
-}
-
-impl CudaBuffer {
-    /// The bytes asked for.
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-
-    /// Whether no bytes were asked for.
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    /// What the buffer is held for.
-    pub fn kind(&self) -> Kind {
-        Kind::from_index(self.kind.load(Ordering::Relaxed))
-    }
-
-    /// Counts the buffer under another kind from now on.
-    pub fn retag(&self, kind: Kind) {
-        let before = Kind::from_index(self.kind.swap(kind as u8, Ordering::Relaxed));
-        self.device.0.ledger.retag(self.bytes, before, kind);
-    }
-
-    pub(super) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Copies `bytes` to the start of the buffer. They may be changed as soon as this returns.
-    pub(super) fn upload(&mut self, bytes: &[u8]) -> Result<()> {
-        self.upload_at(0, bytes)
-    }
-
-    /// Copies `bytes` into the buffer from byte `start` on.
-    pub(super) fn upload_at(&mut self, start: usize, bytes: &[u8]) -> Result<()> {
-        self.check("upload", start, bytes.len())?;
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.device.bind()?;
-        self.device.count(count::UPLOAD);
-        // SAFETY: the range was checked. The host memory is pageable, so the driver has read it when it returns.
-        unsafe { result::memcpy_htod_async(self.address + start as u64, bytes, self.device.0.stream) }
-            .map_err(|refused| driver::error("copy to the GPU", refused))
-    }
-
-    /// Copies the first bytes of the buffer out, when everything asked for before is done.
-    pub(super) fn download(&self, bytes: &mut [u8]) -> Result<()> {
-        self.check("download", 0, bytes.len())?;
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.device.bind()?;
-        self.device.count(count::DOWNLOAD);
-        // SAFETY: the range was checked, and the stream is waited for before `bytes` is given up.
-        unsafe { result::memcpy_dtoh_async(bytes, self.address, self.device.0.stream) }
-            .map_err(|refused| driver::error("copy from the GPU", refused))?;
-        self.device.synchronize()
-    }
-
-    /// Copies `length` bytes of `from`, starting at `start`, to `to` on.
-    pub(super) fn copy_from(&mut self, to: usize, from: &Self, start: usize, length: usize) -> Result<()> {
-        self.check("copy", to, length)?;
-        from.check("copy", start, length)?;
-        if !self.device.is(&from.device) {
-            return Err(Error::op("copy", "buffers of one GPU", "buffers of two"));
-        }
-        if length == 0 {
-            return Ok(());
-        }
-        self.device.bind()?;
-        self.device.count(count::COPY);
-        let (to, from) = (self.address + to as u64, from.address + start as u64);
-        // SAFETY: both ranges were checked, and lie in different buffers.
-        unsafe { result::memcpy_dtod_async(to, from, length, self.device.0.stream) }
-            .map_err(|refused| driver::error("copy on the GPU", refused))
-    }
-
-    /// Sets every byte to 0.
-    pub(super) fn clear(&mut self) -> Result<()> {
-        if self.bytes == 0 {
-            return Ok(());
-        }
-        self.device.bind()?;
-        self.device.count(count::FILL);
-        // SAFETY: the buffer's own bytes.
-        unsafe { result::memset_d8_async(self.address, 0, self.bytes, self.device.0.stream) }
-            .map_err(|refused| driver::error("clear memory", refused))
-    }
-
-    /// Sets every 4-byte word to `word`.
-    pub(super) fn fill_words(&mut self, word: u32) -> Result<()> {
-        if self.bytes == 0 {
-            return Ok(());
-        }
-        self.device.bind()?;
-        self.device.count(count::FILL);
-        // SAFETY: the buffer's own bytes, of which there are whole words.
-        unsafe { cudarc::driver::sys::cuMemsetD32Async(self.address, word, self.bytes / 4, self.device.0.stream) }
-            .result()
-            .map_err(|refused| driver::error("fill memory", refused))
-    }
-
-    fn check(&self, action: &'static str, start: usize, length: usize) -> Result<()> {
-        if start.checked_add(length).is_some_and(|end| end <= self.bytes) {
-            return Ok(());
-        }
-        Err(Error::op(action, format!("a range within {} bytes", self.bytes), format!("{length} from {start}")))
-    }
-}
-
-impl Drop for CudaBuffer {
-    fn drop(&mut self) {
-        self.device.0.ledger.remove(self.bytes, self.kind());
-        self.device.give_back(self.length, self.address);
-    }
-}
-
-impl std::fmt::Debug for CudaBuffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CudaBuffer").field("bytes", &self.bytes).field("kind", &self.kind()).finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@
 #[allow(unsafe_code, reason = "kernel launches")]
 pub(crate) mod cuda;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 
@@ -19,7 +20,11 @@ pub fn add(tape: &mut Tape, a: &Var, b: Var) -> Result<Var> {
     if (sum.rows(), sum.cols()) != (a.tensor().rows(), a.tensor().cols()) {
         return Err(Error::op("add", a.tensor().describe(), sum.describe()));
     }
-    sum.add_assign(a.tensor())?;
+    match sum.device().clone() {
+        // Into fresh memory at once, rather than into a copy.
+        Device::Cuda(cuda) if !sum.is_unique() => sum = cuda::forward(&cuda, a.tensor(), &sum)?,
+        _ => sum.add_assign(a.tensor())?,
+    }
     let grad_rows = left.grad_rows().max(right.grad_rows());
     if grad_rows == 0 {
         return Ok(Var::constant(sum));

@@ -2,10 +2,11 @@
 
 use super::tile::{Scratch, Span, Tile, tile_rows};
 use super::{Heads, Saved};
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
 use crate::layout::{Segment, Segments};
 use crate::ops::gemm::{gemm, view, view_mut};
 use crate::ops::simd::{add_assign, dot, max, sum, vectorised};
+use crate::ops::wide::{round_to, widened};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use faer::MatMut;
@@ -14,6 +15,9 @@ use std::ops::Range;
 
 /// Groups of segments that a backward pass works on side by side; each has sums of its own for the context keys.
 const GROUPS: usize = 32;
+
+/// Heads of up to this many elements are worked on in f64: see [`crate::ops::wide`].
+const SHORT: usize = 16;
 
 pub(super) fn forward<E: Element>(
     q: &Tensor,
@@ -24,6 +28,12 @@ pub(super) fn forward<E: Element>(
     output: &mut Tensor,
     lse: &mut Tensor,
 ) {
+    if E::DTYPE == DType::F32 && heads.dim <= SHORT {
+        let (mut wide, mut wide_lse) = (widened(output), widened(lse));
+        forward::<f64>(&widened(q), &widened(k), &widened(v), heads, segments, &mut wide, &mut wide_lse);
+        round_to(output, &wide);
+        return round_to(lse, &wide_lse);
+    }
     let scratch = Scratch(q.device());
     let (mut output, mut lse) = (output.make_mut::<E>(), lse.make_mut::<E>());
     let mut tasks = Vec::new();
@@ -148,6 +158,20 @@ pub(super) fn backward<E: Element>(
     dk: &mut Tensor,
     dv: &mut Tensor,
 ) {
+    if E::DTYPE == DType::F32 && heads.dim <= SHORT {
+        let saved = Saved {
+            q: widened(&saved.q),
+            k: widened(&saved.k),
+            v: widened(&saved.v),
+            o: widened(&saved.o),
+            lse: widened(&saved.lse),
+            ..*saved
+        };
+        let mut wide = [&*dq, &*dk, &*dv].map(widened);
+        let [wide_dq, wide_dk, wide_dv] = &mut wide;
+        backward::<f64>(&saved, &widened(d_output), heads, segments, wide_dq, wide_dk, wide_dv);
+        return [dq, dk, dv].into_iter().zip(&wide).for_each(|(gradient, wide)| round_to(gradient, wide));
+    }
     let key_width = heads.keys * heads.dim;
     let mut tasks = split::<E>(saved, heads, segments, d_output.rows(), dq, dk, dv);
     let per_group = tasks.len().div_ceil(GROUPS).max(1);

@@ -1,7 +1,7 @@
 //! Matrix products on a GPU: through cuBLASLt where it is used and knows an algorithm, else by `kernels/matmul.cu`.
 
 use super::Product;
-use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind, Layout, Operand, Operation, PRODUCT, Pointers};
+use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind, Layout, Operand, Operation, Pointers};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tape::Accumulate;
@@ -112,20 +112,13 @@ unsafe fn through_library(
     accumulate: Accumulate,
 ) -> Result<bool> {
     let Some(blas) = cuda.blas()? else { return Ok(false) };
-    let beta = if accumulate == Accumulate::Add { 1.0 } else { 0.0 };
+    let Some(bytes) = blas.workspace(operation, pointers)? else { return Ok(false) };
     // Given back when the product is in the stream, which is early enough: whoever gets it next comes after it there.
-    let mut held = None;
-    let workspace = |bytes| {
-        let buffer = held.insert(Device::Cuda(cuda.clone()).allocate(bytes, Kind::Workspace));
-        Ok(buffer.device_address())
-    };
-    cuda.bind()?;
-    // SAFETY: the caller answers for the memory; the stream is the device's, whose context is current.
-    let done = unsafe { blas.matmul(operation, pointers, 1.0, beta, workspace, cuda.stream().cast()) }?;
-    if done {
-        cuda.count(PRODUCT);
-    }
-    Ok(done)
+    let workspace = (bytes > 0).then(|| Device::Cuda(cuda.clone()).allocate(bytes, Kind::Workspace));
+    let workspace = workspace.as_ref().map_or(0, Buffer::device_address);
+    // SAFETY: the caller answers for the memory; the workspace is as large as the library asked for.
+    unsafe { cuda.multiply(operation, pointers, accumulate == Accumulate::Add, workspace) }?;
+    Ok(true)
 }
 
 /// Rows and columns of `y` that a block of threads computes, and how many threads it has.

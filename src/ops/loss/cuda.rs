@@ -129,7 +129,7 @@ pub(super) fn scale(cuda: &CudaDevice, gradient: &mut Tensor, factor: &Tensor) -
         Arg::long(elements),       // long long elements
     ];
     // SAFETY: the gradient has `elements` elements; the factor is the gradient of the loss, one float.
-    unsafe { cuda.kernel("loss", "loss_scale", dtype)?.run(Grid::cover(elements, THREADS), &args) }
+    unsafe { cuda.kernel("loss", "loss_scale", dtype)?.run(Grid::elements(elements, dtype), &args) }
 }
 
 fn as_indices(cuda: &CudaDevice, values: impl Iterator<Item = usize>) -> Result<Buffer> {

@@ -1,10 +1,12 @@
 //! `optimizer`: what a step of training does to the prompt `[P, d]`, where the prompt is: the updates of AdamW and
 //! Adafactor, and clipping the gradient.
 //!
-//! All arithmetic is done in the prompt's type, but for sums, which are f64 on a CPU; there is one order, so equal input
+//! All arithmetic is done in the prompt's type, but for sums, which are f64; there is one order on a device, so equal input
 //! gives equal bits. `crate::optim` has the formulas' constants and the state.
 
 mod cpu;
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -37,7 +39,7 @@ pub fn adamw(params: &mut Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor,
     check("AdamW", params, [grad, m, v])?;
     match grad.device() {
         Device::Cpu(_) => with_element!(grad.dtype(), E => cpu::adamw::<E>(params, grad, m, v, step)),
-        Device::Cuda(_) => return Err(super::no_kernel("optimizer")),
+        Device::Cuda(cuda) => cuda::adamw(cuda, params, grad, m, v, step)?,
     }
     Ok(())
 }
@@ -68,7 +70,7 @@ pub fn adafactor(params: &mut Tensor, grad: &Tensor, v: &mut Tensor, step: &Adaf
     }
     match grad.device() {
         Device::Cpu(_) => with_element!(grad.dtype(), E => cpu::adafactor::<E>(params, grad, v, step)),
-        Device::Cuda(_) => return Err(super::no_kernel("optimizer")),
+        Device::Cuda(cuda) => cuda::adafactor(cuda, params, grad, v, step)?,
     }
     Ok(())
 }
@@ -98,7 +100,7 @@ pub fn adafactor_factored(
         Device::Cpu(_) => {
             with_element!(grad.dtype(), E => cpu::adafactor_factored::<E>(params, grad, rows, cols, step))
         }
-        Device::Cuda(_) => return Err(super::no_kernel("optimizer")),
+        Device::Cuda(cuda) => cuda::adafactor_factored(cuda, params, grad, rows, cols, step)?,
     }
     Ok(())
 }
@@ -111,9 +113,9 @@ pub fn adafactor_factored(
 /// # Errors
 /// [`Error::Device`] where a GPU fails.
 pub fn clip_grad_norm(grad: &mut Tensor, max_norm: f64) -> Result<f64> {
-    match grad.device() {
+    match grad.device().clone() {
         Device::Cpu(_) => Ok(with_element!(grad.dtype(), E => cpu::clip_grad_norm::<E>(grad.make_mut(), max_norm))),
-        Device::Cuda(_) => Err(super::no_kernel("optimizer")),
+        Device::Cuda(cuda) => cuda::clip_grad_norm(&cuda, grad, max_norm),
     }
 }
 
@@ -126,7 +128,7 @@ pub fn is_finite(x: &Tensor) -> Result<bool> {
         Device::Cpu(_) => {
             Ok(with_element!(x.dtype(), E => x.as_slice::<E>().iter().all(|x| crate::dtype::Element::is_finite(*x))))
         }
-        Device::Cuda(_) => Err(super::no_kernel("optimizer")),
+        Device::Cuda(cuda) => cuda::is_finite(cuda, x),
     }
 }
 

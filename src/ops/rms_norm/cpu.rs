@@ -1,19 +1,19 @@
-//! `rms_norm` on the CPU.
+//! `rms_norm` on the CPU. A row is worked on in f64 and rounded once: memory, not arithmetic, is what it waits for.
 
 use crate::dtype::Element;
-use crate::ops::simd::{dot, rows_per_task, vectorised};
+use crate::ops::simd::{dot_f64, rows_per_task, vectorised};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 #[inline(always)]
-fn scale<E: Element>(x: &[E], epsilon: E) -> E {
-    E::ONE / Element::sqrt(dot(x, x) / E::from_f64(x.len() as f64) + epsilon)
+fn scale<E: Element>(x: &[E], epsilon: f64) -> f64 {
+    1.0 / (dot_f64(x, x) / x.len() as f64 + epsilon).sqrt()
 }
 
 pub(super) fn forward<E: Element>(x: &Tensor, weight: &Tensor, epsilon: f64, y: &mut Tensor) {
     let cols = x.cols();
-    let (weight, epsilon) = (weight.as_slice::<E>(), E::from_f64(epsilon));
+    let weight = weight.as_slice::<E>();
     let task = rows_per_task(cols) * cols.max(1);
     y.make_mut::<E>().par_chunks_mut(task).zip(x.as_slice::<E>().par_chunks(task)).for_each(|(y, x)| {
         vectorised(
@@ -22,7 +22,7 @@ pub(super) fn forward<E: Element>(x: &Tensor, weight: &Tensor, epsilon: f64, y: 
                 for (y, x) in y.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
                     let r = scale(x, epsilon);
                     for i in 0..cols {
-                        y[i] = weight[i] * (x[i] * r);
+                        y[i] = E::from_f64(Element::to_f64(weight[i]) * Element::to_f64(x[i]) * r);
                     }
                 }
             },
@@ -39,29 +39,29 @@ pub(super) fn backward<E: Element>(
     accumulate: Accumulate,
 ) {
     let cols = x.cols();
-    let (weight, epsilon) = (weight.as_slice::<E>(), E::from_f64(epsilon));
+    let weight = weight.as_slice::<E>();
     let task = rows_per_task(cols) * cols.max(1);
     let inputs = dy.as_slice::<E>().par_chunks(task).zip(x.as_slice::<E>().par_chunks(task));
     dx.make_mut::<E>().par_chunks_mut(task).zip(inputs).for_each(|(dx, (dy, x))| {
         vectorised(
             #[inline(always)]
             || {
-                let mut g = vec![E::ZERO; cols];
+                let mut g = vec![0.0; cols];
                 for ((dx, dy), x) in dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols)) {
                     let r = scale(x, epsilon);
                     for i in 0..cols {
-                        g[i] = weight[i] * dy[i];
+                        g[i] = Element::to_f64(weight[i]) * Element::to_f64(dy[i]);
                     }
-                    let common = r * r * r * (dot(&g, x) / E::from_f64(cols as f64));
+                    let common = r * r * r * (dot_f64(&g, x) / cols as f64);
                     match accumulate {
                         Accumulate::Replace => {
                             for i in 0..cols {
-                                dx[i] = r * g[i] - x[i] * common;
+                                dx[i] = E::from_f64(r * g[i] - Element::to_f64(x[i]) * common);
                             }
                         }
                         Accumulate::Add => {
                             for i in 0..cols {
-                                dx[i] += r * g[i] - x[i] * common;
+                                dx[i] += E::from_f64(r * g[i] - Element::to_f64(x[i]) * common);
                             }
                         }
                     }
