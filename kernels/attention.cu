@@ -59,30 +59,36 @@ KERNEL(attention_delta_f32, 256)
   delta_of(o, o_low, d_o, delta, count, dim);
 }
 
-// Adds the partial sums of a tile of keys in the order of their slots. Grid: (sums, blocks of 4 · 256 elements of a
-// tile, 2): z = 0 makes dk, z = 1 dv.
+// Adds the partial sums of a tile of keys in the order of their slots. Grid: (sums, enough blocks for a tile with 16
+// bytes of the gradient a thread, 2): z = 0 makes dk, z = 1 dv.
 template <typename T>
 DEVICE void reduce(const float* __restrict__ dk_partial, const float* __restrict__ dv_partial, T* __restrict__ dk,
                    T* __restrict__ dv, const KeySum* __restrict__ sums, int tile, int width) {
   const KeySum sum = sums[blockIdx.x];
-  const float* partial = blockIdx.z == 0 ? dk_partial : dv_partial;
   T* out = (blockIdx.z == 0 ? dk : dv) + static_cast<long long>(sum.key_row) * width;
   const long long slot = static_cast<long long>(tile) * width;
-  partial += sum.slot * slot;
-  const int element = (blockIdx.y * blockDim.x + threadIdx.x) * 4, count = sum.keys * width;
-  if (element + 3 < count && width % 4 == 0) {
-    float total[4] = {};
-    for (int s = 0; s < sum.slots; s++) {
-      float x[4];
-      load4(partial + s * slot + element, x);
+  const float* partial = (blockIdx.z == 0 ? dk_partial : dv_partial) + sum.slot * slot;
+  const int first = (blockIdx.y * blockDim.x + threadIdx.x) * WIDTH<T>, count = sum.keys * width;
+  if (rows_are_aligned<T>(width)) {
+    if (first >= count) return;
+    float total[WIDTH<T>] = {};
+    partial += first;
+#pragma unroll 1
+    for (int s = 0; s < sum.slots; s++, partial += slot) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) total[i] += x[i];
+      for (int i = 0; i < WIDTH<T>; i += 4) {
+        float x[4];
+        load4(partial + i, x);
+#pragma unroll
+        for (int j = 0; j < 4; j++) total[i + j] += x[j];
+      }
     }
-#pragma unroll
-    for (int i = 0; i < 4; i++) out[element + i] = from_float<T>(total[i]);
+    store4(out + first, total);
   } else {
-    for (int i = element; i < min(element + 4, count); i++) {
+#pragma unroll 1
+    for (int i = first; i < min(first + WIDTH<T>, count); i++) {
       float total = 0;
+#pragma unroll 1
       for (int s = 0; s < sum.slots; s++) total += partial[s * slot + i];
       out[i] = from_float<T>(total);
     }

@@ -1,7 +1,4 @@
-// cast: an array in another type, rounded to nearest even; and an array of one number.
-//
-//   cast_<from>_<to>  y = x
-//   cast_fill         y = value
+// cast: an array in another type, rounded to nearest even: cast_<from>_<to>.
 //
 // Launch: 256 threads, 8 elements a thread: grid ceil(count / 2048).
 // Bytes: count · (size of both types).
@@ -39,23 +36,9 @@ template <typename From, typename To> DEVICE void cast(const From* __restrict__ 
   store_group(y + i, v, count - i);
 }
 
-template <typename T> DEVICE void fill(T* y, float value, long long count) {
-  const long long i = global_thread() * GROUP;
-  if (i >= count) return;
-  float v[GROUP];
-#pragma unroll
-  for (int k = 0; k < GROUP; k++) v[k] = value;
-  store_group(y + i, v, count - i);
-}
-
 #define CAST(From, from, To, to)                                                                                       \
   KERNEL(cast_##from##_##to, 256)(const From* __restrict__ x, To* __restrict__ y, long long count) {                   \
     cast(x, y, count);                                                                                                 \
   }
 CAST(float, f32, bf16, bf16)
 CAST(bf16, bf16, float, f32)
-CAST(f16, f16, float, f32)
-CAST(f16, f16, bf16, bf16)
-
-KERNEL(cast_fill_f32, 256)(float* y, float value, long long count) { fill(y, value, count); }
-KERNEL(cast_fill_bf16, 256)(bf16* y, float value, long long count) { fill(y, value, count); }

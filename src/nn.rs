@@ -62,6 +62,19 @@ impl Norm {
     }
 }
 
+impl Norm {
+    /// The sum of `x` and `residual`, and the sum normalised.
+    ///
+    /// # Errors
+    /// [`crate::Error::Op`] if the shapes do not fit.
+    pub fn after_add(&self, tape: &mut Tape, x: &Var, residual: Var) -> Result<(Var, Var)> {
+        match self {
+            Self::Rms { weight, epsilon } => ops::add_rms_norm(tape, x, residual, weight, *epsilon),
+            Self::Layer { weight, bias, epsilon } => ops::add_layer_norm(tape, x, residual, weight, bias, *epsilon),
+        }
+    }
+}
+
 /// Cosines and sines of the rotary embedding, computed in f64 as far as positions have been asked for.
 #[derive(Debug)]
 pub struct RotaryTable {

@@ -119,6 +119,18 @@ impl Tape {
         Var { tensor, node: output }
     }
 
+    /// The sum of two variables, whose gradient goes to both as it is.
+    pub fn record_sum(&mut self, sum: Tensor, left: Node, right: Node) -> Var {
+        let grad_rows = left.grad_rows().max(right.grad_rows());
+        if grad_rows == 0 {
+            return Var::constant(sum);
+        }
+        self.record(sum, grad_rows, move |dy, gradients| {
+            gradients.add(left, dy.clone())?;
+            gradients.add(right, dy)
+        })
+    }
+
     /// Keeps a tensor for the backward pass: it is counted as a saved activation until its record is consumed.
     pub fn save(&self, tensor: &Tensor) -> Tensor {
         tensor.retag(Kind::SavedActivations);

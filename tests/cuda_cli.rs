@@ -48,7 +48,7 @@ fn a_run_on_a_gpu_is_the_cpus_up_to_rounding() {
         write_rows(&dir.path().join("rows.jsonl"), name);
         let cpu = train(dir.path(), name, "cpu", &[]);
         let gpu = train(dir.path(), name, "cuda", &[]);
-        let loss = |result: &serde_json::Value| result["last_loss"].as_f64().unwrap();
+        let loss = |result: &serde_json::Value| result["loss"].as_f64().unwrap();
         close_absolute(name, &[loss(&gpu)], &[loss(&cpu)], 1e-3 * loss(&cpu));
         let adafactor = ["--optim", "adafactor", "--max-grad-norm", "0.5"];
         let (cpu, gpu) = (train(dir.path(), name, "cpu", &adafactor), train(dir.path(), name, "cuda", &adafactor));

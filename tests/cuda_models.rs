@@ -124,7 +124,9 @@ fn saved(config: &ModelConfig, dtype: DType, prompt: usize, rows: usize, scored:
         let before = if layer == 0 { prompt } else { rows };
         let after = if layer + 1 == layers { scored } else { rows };
         let elements = before * (width + 2 * keys) + after * (2 * queries + width + in_mlp);
-        elements * dtype.size() + after * config.num_attention_heads * DType::F32.size()
+        // The attention's output is saved with 8 bits more than bf16 has.
+        let low = if dtype == DType::BF16 { after * queries } else { 0 };
+        elements * dtype.size() + low + after * config.num_attention_heads * DType::F32.size()
     });
     of_layers.sum::<usize>() + 2 * scored * width * dtype.size()
 }

@@ -104,6 +104,8 @@ fn an_op_never_uses_another_op_and_the_tape_names_none() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_dir())
         .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        // Products are no op: several ops are made of them.
+        .filter(|name| name != "gemm")
         .collect();
     assert!(ops.len() >= 10);
     // The functions themselves are shared: a gated MLP applies an activation.
@@ -133,7 +135,9 @@ fn unsafe_code_says_why_and_stays_at_the_bottom() {
         let module = module_of(&path, &root);
         let lines: Vec<&str> = text.lines().collect();
         for (number, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
-            assert!(["device", "weights", "cli"].contains(&module.as_str()), "{}: unsafe code", path.display());
+            let launches = module == "ops" && path.file_name().is_some_and(|name| name == "cuda.rs");
+            let is_bottom = ["device", "weights", "cli"].contains(&module.as_str());
+            assert!(is_bottom || launches, "{}: unsafe code", path.display());
             let before = &lines[number.saturating_sub(6)..=number];
             assert!(before.iter().any(|line| line.contains("SAFETY")), "{}:{}: no SAFETY", path.display(), number + 1);
         }

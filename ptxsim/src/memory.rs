@@ -120,7 +120,7 @@ impl Allocation {
         let end = offset + bytes;
         let mut at = offset;
         while at < end {
-            if at % 8 == 0 && end - at >= 8 {
+            if at.is_multiple_of(8) && end - at >= 8 {
                 self.written[at / 8].store(0xff, Ordering::Relaxed);
                 at += 8;
             } else {
@@ -135,7 +135,7 @@ impl Allocation {
         let end = offset + bytes;
         let mut at = offset;
         while at < end {
-            if at % 8 == 0 && end - at >= 8 && self.is_written(at, 8) {
+            if at.is_multiple_of(8) && end - at >= 8 && self.is_written(at, 8) {
                 at += 8;
             } else if self.is_written(at, 1) {
                 at += 1;

@@ -116,9 +116,10 @@ impl Llama {
         let (all, trimmed) = (Arc::new(layout.all.clone()), Arc::new(layout.scored.clone()));
 
         let mut x = ops::embedding(tape, prompt, &self.embedding, &layout.ids, None)?;
+        let first = self.layers.first().map_or(&self.norm, |layer| &layer.attention_norm);
+        let mut normed = first.forward(tape, &x)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let is_last = index + 1 == self.layers.len();
-            let normed = layer.attention_norm.forward(tape, &x)?;
+            let next = self.layers.get(index + 1);
             let key = layer.key.forward(tape, &normed)?;
             let mut key = ops::rope(tape, key, &rotation, &positions)?;
             let mut value = layer.value.forward(tape, &normed)?;
@@ -126,7 +127,7 @@ impl Llama {
                 (key, value) = step.extend(index, &key, &value)?;
             }
             // Only scored rows are read after the last layer, so only they ask.
-            let (asking, positions, segments) = if is_last {
+            let (asking, positions, segments) = if next.is_none() {
                 x = ops::rows(tape, &x, &scored)?;
                 (ops::rows(tape, &normed, &scored)?, &scored_positions, &trimmed)
             } else {
@@ -138,10 +139,12 @@ impl Llama {
             let attended = ops::attention(tape, &query, &key, &value, self.heads, segments)?;
             drop((query, key, value));
             let attended = layer.output.forward(tape, &attended)?;
-            x = ops::add(tape, &x, attended)?;
-            x = layer.mlp(tape, x, self.activation)?;
+            (x, normed) = layer.mlp_norm.after_add(tape, &x, attended)?;
+            let out = layer.mlp(tape, normed, self.activation)?;
+            let norm = next.map_or(&self.norm, |next| &next.attention_norm);
+            (x, normed) = norm.after_add(tape, &x, out)?;
         }
-        self.norm.forward(tape, &x)
+        Ok(normed)
     }
 }
 
@@ -170,14 +173,12 @@ impl Layer {
         })
     }
 
-    fn mlp(&self, tape: &mut Tape, x: Var, activation: Activation) -> Result<Var> {
-        let normed = self.mlp_norm.forward(tape, &x)?;
+    fn mlp(&self, tape: &mut Tape, normed: Var, activation: Activation) -> Result<Var> {
         let gate = self.gate.forward(tape, &normed)?;
         let up = self.up.forward(tape, &normed)?;
         drop(normed);
         let inner = ops::gated(tape, &gate, &up, activation)?;
         drop((gate, up));
-        let out = self.down.forward(tape, &inner)?;
-        ops::add(tape, &x, out)
+        self.down.forward(tape, &inner)
     }
 }

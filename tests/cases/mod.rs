@@ -31,17 +31,84 @@ pub struct Case {
 /// An op with its shapes. `grad` is the number of leading rows that carry gradient.
 #[derive(Debug, Clone)]
 pub enum Op {
-    Linear { rows: usize, grad: usize, weight: Weight, bias: bool },
-    Add { rows: usize, cols: usize, left: usize, right: usize },
-    RmsNorm { rows: usize, cols: usize, grad: usize },
-    LayerNorm { rows: usize, cols: usize, grad: usize },
-    Rope { rows: usize, heads: usize, dim: usize, grad: usize, pairing: Pairing },
-    Attention { heads: (usize, usize), dim: usize, mask: Mask, query_grad: usize, key_grad: usize },
-    Activation { rows: usize, cols: usize, grad: usize, function: Activation },
-    Gated { rows: usize, cols: usize, grad: usize, function: Activation },
-    Embedding { prompt: usize, ids: usize, table: Weight, positions: bool },
-    Rows { rows: usize, cols: usize, grad: usize, index: Vec<usize> },
-    CrossEntropy { rows: usize, grad: usize, head: Weight },
+    Linear {
+        rows: usize,
+        grad: usize,
+        weight: Weight,
+        bias: bool,
+    },
+    Add {
+        rows: usize,
+        cols: usize,
+        left: usize,
+        right: usize,
+    },
+    RmsNorm {
+        rows: usize,
+        cols: usize,
+        grad: usize,
+    },
+    LayerNorm {
+        rows: usize,
+        cols: usize,
+        grad: usize,
+    },
+    /// The norm of a sum, plus the sum.
+    AddRmsNorm {
+        rows: usize,
+        cols: usize,
+        left: usize,
+        right: usize,
+    },
+    AddLayerNorm {
+        rows: usize,
+        cols: usize,
+        left: usize,
+        right: usize,
+    },
+    Rope {
+        rows: usize,
+        heads: usize,
+        dim: usize,
+        grad: usize,
+        pairing: Pairing,
+    },
+    Attention {
+        heads: (usize, usize),
+        dim: usize,
+        mask: Mask,
+        query_grad: usize,
+        key_grad: usize,
+    },
+    Activation {
+        rows: usize,
+        cols: usize,
+        grad: usize,
+        function: Activation,
+    },
+    Gated {
+        rows: usize,
+        cols: usize,
+        grad: usize,
+        function: Activation,
+    },
+    Embedding {
+        prompt: usize,
+        ids: usize,
+        table: Weight,
+        positions: bool,
+    },
+    Rows {
+        rows: usize,
+        cols: usize,
+        grad: usize,
+        index: Vec<usize>,
+    },
+    CrossEntropy {
+        rows: usize,
+        grad: usize,
+        head: Weight,
+    },
 }
 
 /// A stored matrix, restricted to some of its outputs.
@@ -287,7 +354,11 @@ impl Case {
         };
         match &self.op {
             Op::Linear { rows, grad, weight, .. } => vec![input(*rows, weight.inputs, *grad)],
-            Op::Add { rows, cols, left, right } => vec![input(*rows, *cols, *left), input(*rows, *cols, *right)],
+            Op::Add { rows, cols, left, right }
+            | Op::AddRmsNorm { rows, cols, left, right }
+            | Op::AddLayerNorm { rows, cols, left, right } => {
+                vec![input(*rows, *cols, *left), input(*rows, *cols, *right)]
+            }
             Op::RmsNorm { rows, cols, grad } | Op::LayerNorm { rows, cols, grad } => vec![input(*rows, *cols, *grad)],
             Op::Rope { rows, heads, dim, grad, .. } => vec![input(*rows, heads * dim, *grad)],
             Op::Attention { heads, dim, mask, query_grad, key_grad } => {
@@ -322,6 +393,16 @@ impl Case {
             Op::LayerNorm { cols, .. } => {
                 let (weight, bias) = (row(self.parameter(0, *cols)), row(self.parameter(1, *cols)));
                 ops::layer_norm(tape, &x[0], &weight, &bias, EPSILON).unwrap()
+            }
+            Op::AddRmsNorm { cols, .. } => {
+                let weight = row(self.parameter(0, *cols));
+                let (sum, normed) = ops::add_rms_norm(tape, &x[0], x[1].clone(), &weight, EPSILON).unwrap();
+                ops::add(tape, &sum, normed).unwrap()
+            }
+            Op::AddLayerNorm { cols, .. } => {
+                let (weight, bias) = (row(self.parameter(0, *cols)), row(self.parameter(1, *cols)));
+                let (sum, normed) = ops::add_layer_norm(tape, &x[0], x[1].clone(), &weight, &bias, EPSILON).unwrap();
+                ops::add(tape, &sum, normed).unwrap()
             }
             Op::Rope { rows, dim, pairing, .. } => {
                 let angles = self.angles(dim / 2);

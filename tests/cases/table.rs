@@ -30,6 +30,10 @@ pub fn table() -> Vec<Case> {
         ops.push(Op::Add { rows, cols, left: grad, right: rows });
         ops.push(Op::Add { rows, cols, left: rows, right: grad });
         ops.push(Op::Add { rows, cols, left: grad, right: grad });
+        ops.push(Op::AddRmsNorm { rows, cols, left: grad, right: rows });
+        ops.push(Op::AddRmsNorm { rows, cols, left: grad, right: grad });
+        ops.push(Op::AddLayerNorm { rows, cols, left: rows, right: grad });
+        ops.push(Op::AddLayerNorm { rows, cols, left: grad, right: grad });
         ops.extend(FUNCTIONS.map(|function| Op::Activation { rows, cols, grad, function }));
         ops.extend(FUNCTIONS.map(|function| Op::Gated { rows, cols, grad, function }));
         ops.extend(row_cases(rows, cols, grad));

@@ -1,6 +1,8 @@
 //! Every op's forward pass in f64, written straight from its formula and never optimised: what the ops are held to.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod bf16;
+
 use crate::cases::{Case, EPSILON, Op, POSITIONS, SCALE, Weight};
 use softprompt::layout::Segments;
 use softprompt::ops::{Activation, Pairing};
@@ -15,22 +17,10 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
             linear(&x[0], *rows, weight, case, &bias)
         }
         Op::Add { .. } => x[0].iter().zip(&x[1]).map(|(a, b)| a + b).collect(),
-        Op::RmsNorm { cols, .. } => {
-            let weight = case.parameter(0, *cols);
-            by_row(&x[0], *cols, |row| {
-                let mean_square = row.iter().map(|x| x * x).sum::<f64>() / *cols as f64;
-                row.iter().zip(&weight).map(|(x, w)| w * x / (mean_square + EPSILON).sqrt()).collect()
-            })
-        }
-        Op::LayerNorm { cols, .. } => {
-            let (weight, bias) = (case.parameter(0, *cols), case.parameter(1, *cols));
-            by_row(&x[0], *cols, |row| {
-                let mean = row.iter().sum::<f64>() / *cols as f64;
-                let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / *cols as f64;
-                let normal = |i: usize| (row[i] - mean) / (variance + EPSILON).sqrt();
-                (0..*cols).map(|i| normal(i) * weight[i] + bias[i]).collect()
-            })
-        }
+        Op::RmsNorm { cols, .. } => rms_norm(case, &x[0], *cols),
+        Op::LayerNorm { cols, .. } => layer_norm(case, &x[0], *cols),
+        Op::AddRmsNorm { cols, .. } => with_sum(&x[0], &x[1], |sum| rms_norm(case, sum, *cols)),
+        Op::AddLayerNorm { cols, .. } => with_sum(&x[0], &x[1], |sum| layer_norm(case, sum, *cols)),
         Op::Rope { rows, heads, dim, pairing, .. } => rope(case, &x[0], *rows, *heads, *dim, *pairing),
         Op::Attention { heads, dim, mask, .. } => attention(&x[0], &x[1], &x[2], *heads, *dim, &mask.segments()),
         Op::Activation { function, .. } => x[0].iter().map(|&x| activation(*function, x)).collect(),
@@ -64,6 +54,30 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
             vec![(0..*rows).map(|row| scales[row] * nll(row)).sum()]
         }
     }
+}
+
+fn rms_norm(case: &Case, x: &[f64], cols: usize) -> Vec<f64> {
+    let weight = case.parameter(0, cols);
+    by_row(x, cols, |row| {
+        let mean_square = row.iter().map(|x| x * x).sum::<f64>() / cols as f64;
+        row.iter().zip(&weight).map(|(x, w)| w * x / (mean_square + EPSILON).sqrt()).collect()
+    })
+}
+
+fn layer_norm(case: &Case, x: &[f64], cols: usize) -> Vec<f64> {
+    let (weight, bias) = (case.parameter(0, cols), case.parameter(1, cols));
+    by_row(x, cols, |row| {
+        let mean = row.iter().sum::<f64>() / cols as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / cols as f64;
+        let normal = |i: usize| (row[i] - mean) / (variance + EPSILON).sqrt();
+        (0..cols).map(|i| normal(i) * weight[i] + bias[i]).collect()
+    })
+}
+
+/// The sum of two inputs, plus a function of it.
+fn with_sum(a: &[f64], b: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+    let sum: Vec<f64> = a.iter().zip(b).map(|(a, b)| a + b).collect();
+    f(&sum).iter().zip(&sum).map(|(f, sum)| f + sum).collect()
 }
 
 fn by_row(x: &[f64], cols: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {

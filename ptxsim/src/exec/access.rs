@@ -106,7 +106,7 @@ fn span(at: &[u64; 32], e: u32) -> (u64, u64, u64) {
 
 #[cold]
 fn misaligned(space: &str, at: &[u64; 32], e: u32, bytes: usize) -> Box<Fault> {
-    let lane = lanes(e).find(|&l| at[l] % bytes as u64 != 0).unwrap_or(0);
+    let lane = lanes(e).find(|&l| !at[l].is_multiple_of(bytes as u64)).unwrap_or(0);
     let message = format!("{space}access of {bytes} bytes at {:#x}, which is not a multiple of {bytes}", at[lane]);
     Fault::new(Kind::Misaligned, Some(lane as u32), message)
 }
@@ -293,7 +293,7 @@ pub(super) fn check_shared(warp: &Warp, env: &mut Env, at: &[u64; 32], q: Reques
 /// The range of a lane's local memory in the warp's.
 fn local_range(warp: &Warp, size: usize, address: u64, q: Request, lane: usize) -> Checked<usize> {
     let (bytes, what) = (q.bytes as u64, verb(q.writes()));
-    if address % bytes != 0 {
+    if !address.is_multiple_of(bytes) {
         let message = format!("local memory: {what} of {bytes} bytes at {address}, which is not a multiple of {bytes}");
         return Err(Fault::new(Kind::Misaligned, Some(lane as u32), message));
     }

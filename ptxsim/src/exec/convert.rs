@@ -142,7 +142,7 @@ pub(crate) fn convert(to: Type, from: Type, round: Round, flags: CvtFlags, x: u6
             if flags.integral {
                 v = integral(v, round);
             }
-            if flags.relu && (v < 0.0 || v == 0.0) {
+            if flags.relu && v <= 0.0 {
                 v = 0.0;
             }
             let same_bits = to == from && !flags.integral;

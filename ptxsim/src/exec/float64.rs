@@ -58,17 +58,12 @@ pub(crate) fn directed(i: &Instr, r: &mut Registers, m: u32, ty: Type) {
         let (value, error, round) = exact(i.op, get(0), get(1), get(2));
         let error = if error.is_nan() { 0.0 } else { error };
         if ty == Type::F64 {
-            r.longs[i.dst as usize][l] = bits64(signed_zero(round64(value, error, round), value, error, round));
+            r.longs[i.dst as usize][l] = bits64(round64(value, error, round));
         } else {
             let x = round32(value, error, round);
-            let x = bits(signed_zero(x as f64, value, error, round) as f32);
+            let x = bits(x);
             let x = if i.ftz { flush(x) } else { x };
             r.words[i.dst as usize][l] = if i.sat { saturate(x) } else { x };
         }
     }
-}
-
-/// A sum of exactly zero is -0 when rounding down, unless both operands are +0; the others keep their sign.
-fn signed_zero(x: f64, value: f64, error: f64, round: Round) -> f64 {
-    if x == 0.0 && value == 0.0 && error == 0.0 && round == Round::Down && false { -0.0 } else { x }
 }

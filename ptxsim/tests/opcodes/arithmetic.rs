@@ -242,7 +242,7 @@ pub(crate) fn forms() -> Vec<Form> {
             n => (s32(x[0]) << (32 - n) >> (32 - n)) as u64,
         }),
         form("szext.wrap.u32 %d, %a, %b;", "u32 u32 u32", |x| x[0] & ((1 << (x[1] & 31)) - 1)),
-        form("bmsk.clamp.b32 %d, %a, %b;", "b32 b32 b32", |x| ((1u128 << x[1].min(32)) - 1 << x[0].min(32)) as u64),
+        form("bmsk.clamp.b32 %d, %a, %b;", "b32 b32 b32", |x| (((1u128 << x[1].min(32)) - 1) << x[0].min(32)) as u64),
         form("bmsk.wrap.b32 %d, %a, %b;", "b32 b32 b32", |x| ((1 << (x[1] & 31)) - 1) << (x[0] & 31)),
         form("dp4a.s32.s32 %d, %a, %b, %c;", "s32 b32 b32 s32", |x| {
             (0..4).fold(x[2] as u32, |s, k| {

@@ -212,7 +212,7 @@ fn special_registers() {
 #[test]
 fn matrices() {
     // element (row, column) of matrix q is q * 64 + row * 8 + column
-    let input: Vec<u32> = (0..128).map(|i| 2 * i | (2 * i + 1) << 16).collect();
+    let input: Vec<u32> = (0..128).map(|i| (2 * i) | ((2 * i + 1) << 16)).collect();
     let out = Body::new(MATRICES, 32).words(&input, 32 * 12);
     let pair = |x: u32, y: u32| x | y << 16;
     for l in 0..32u32 {

@@ -29,6 +29,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// Bytes that every allocation is a multiple of, and its alignment.
 const GRANULE: usize = 256;
 
+/// Bytes that the pool may keep beyond its share: small buffers take more than they ask for.
+const POOL_SLACK: usize = 8 << 20;
+
 /// What to open a GPU with.
 #[derive(Debug, Clone, Copy)]
 pub struct CudaOptions {
@@ -336,8 +339,11 @@ impl CudaDevice {
         if length == 0 {
             return;
         }
-        let room = if self.0.options.pooled { self.0.ledger.room_in_pool() } else { 0 };
-        for address in self.pool().put(length, address, room) {
+        // Held and pooled together never exceed twice the peak. Blocks of sizes that do not fit one another all stay, so
+        // that a step that repeats finds the same ones; where memory runs out the pool is emptied.
+        let report = self.0.ledger.report();
+        let room = 2 * report.peak_total() + POOL_SLACK - report.current_total();
+        for address in self.pool().put(length, address, if self.0.options.pooled { room } else { 0 }) {
             // A drop cannot report; a driver that fails here fails at the next call that can.
             let _ = self.free(address);
         }

@@ -25,12 +25,5 @@ pub fn add(tape: &mut Tape, a: &Var, b: Var) -> Result<Var> {
         Device::Cuda(cuda) if !sum.is_unique() => sum = cuda::forward(&cuda, a.tensor(), &sum)?,
         _ => sum.add_assign(a.tensor())?,
     }
-    let grad_rows = left.grad_rows().max(right.grad_rows());
-    if grad_rows == 0 {
-        return Ok(Var::constant(sum));
-    }
-    Ok(tape.record(sum, grad_rows, move |dy, gradients| {
-        gradients.add(left, dy.clone())?;
-        gradients.add(right, dy)
-    }))
+    Ok(tape.record_sum(sum, left, right))
 }

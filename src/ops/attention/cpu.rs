@@ -165,6 +165,7 @@ pub(super) fn backward<E: Element>(
             v: widened(&saved.v),
             o: widened(&saved.o),
             lse: widened(&saved.lse),
+            o_low: None,
             ..*saved
         };
         let mut wide = [&*dq, &*dk, &*dv].map(widened);

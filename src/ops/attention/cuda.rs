@@ -176,6 +176,12 @@ fn sizes<'a>(heads: Heads) -> [Arg<'a>; 4] {
     ]
 }
 
+/// Memory for the bits of an output that bf16 leaves out, a byte for each element: `δ` is too coarse without them where
+/// `do·v − δ` cancels. Other types need none.
+pub(super) fn output_low(cuda: &CudaDevice, output: &Tensor) -> Option<Buffer> {
+    (output.dtype() == DType::BF16).then(|| Device::Cuda(cuda.clone()).allocate(output.len(), Kind::SavedActivations))
+}
+
 #[allow(clippy::too_many_arguments, reason = "those of the CPU's, and the device")]
 pub(super) fn forward(
     cuda: &CudaDevice,
@@ -185,6 +191,7 @@ pub(super) fn forward(
     heads: Heads,
     segments: &Segments,
     output: &mut Tensor,
+    output_low: Option<&mut Buffer>,
     lse: &mut Tensor,
 ) -> Result<()> {
     check_sizes(heads, segments)?;
@@ -192,18 +199,20 @@ pub(super) fn forward(
     let on_gpu = query_plan(cuda, heads, segments, shape.tile)?;
     let [tiles, spans, limits] = &on_gpu.lists;
     let args = [
-        Arg::tensor(q),          // const T* q
-        Arg::tensor(k),          // const T* k
-        Arg::tensor(v),          // const T* v
-        Arg::tensor_mut(output), // T* o
-        Arg::tensor_mut(lse),    // float* lse
-        Arg::buffer(tiles),      // const QueryTile* tiles
-        Arg::buffer(spans),      // const Span* spans
-        Arg::buffer(limits),     // const int* limits
+        Arg::tensor(q),                                  // const T* q
+        Arg::tensor(k),                                  // const T* k
+        Arg::tensor(v),                                  // const T* v
+        Arg::tensor_mut(output),                         // T* o
+        output_low.map_or(Arg::null(), Arg::buffer_mut), // signed char* o_low
+        Arg::tensor_mut(lse),                            // float* lse
+        Arg::buffer(tiles),                              // const QueryTile* tiles
+        Arg::buffer(spans),                              // const Span* spans
+        Arg::buffer(limits),                             // const int* limits
     ];
     let grid = Grid::new_3d([on_gpu.plan.tiles.len(), heads.keys, 1], TILE_THREADS).shared(shape.forward_shared());
     let kernel = cuda.kernel(shape.op, &shape.kernel("forward"), q.dtype())?;
-    // SAFETY: the op has checked q, k and v against heads and segments, o is like q, and lse has a number for each head
+    // SAFETY: the op has checked q, k and v against heads and segments, o is like q, o_low has a
+    // byte for each element of it, and lse has a number for each head
     // of a query; the plan names rows of these segments only.
     unsafe { kernel.run(grid, &[&args[..], &no_bias(), &sizes(heads)].concat()) }
 }
@@ -232,14 +241,16 @@ pub(super) fn backward(
 
     let mut delta = workspace(d_output.rows(), heads.queries);
     let args = [
-        Arg::tensor(&saved.o),                     // const T* o
-        Arg::tensor(d_output),                     // const T* d_o
-        Arg::tensor_mut(&mut delta),               // float* delta
-        Arg::int(d_output.rows() * heads.queries), // int count
-        Arg::int(heads.dim),                       // int dim
+        Arg::tensor(&saved.o),                                 // const T* o
+        saved.o_low.as_ref().map_or(Arg::null(), Arg::buffer), // const signed char* o_low
+        Arg::tensor(d_output),                                 // const T* d_o
+        Arg::tensor_mut(&mut delta),                           // float* delta
+        Arg::int(d_output.rows() * heads.queries),             // int count
+        Arg::int(heads.dim),                                   // int dim
     ];
     let grid = Grid::cover(d_output.rows() * heads.queries * 8, THREADS);
-    // SAFETY: d_o has as many columns as o and no more rows, and delta has a number for each of its heads.
+    // SAFETY: d_o has as many columns as o and no more rows, o_low has a byte for each element of o if that is bf16, and
+    // delta has a number for each head of d_o.
     unsafe { cuda.kernel("attention", "attention_delta", dtype)?.run(grid, &args) }?;
 
     let query_plan = query_plan(cuda, heads, segments, shape.tile)?;
@@ -296,7 +307,8 @@ pub(super) fn backward(
         Arg::int(shape.tile),     // int tile
         Arg::int(width),          // int width
     ];
-    let blocks = (shape.tile * width).div_ceil(4 * THREADS as usize);
+    let per_block = THREADS as usize * 16 / dtype.size();
+    let blocks = (shape.tile * width).div_ceil(per_block);
     let grid = Grid::new_3d([key_plan.plan.sums.len(), blocks, 2], THREADS);
     // SAFETY: the sums name slots and key rows as the tasks do.
     unsafe { cuda.kernel("attention", "attention_reduce", dtype)?.run(grid, &args) }

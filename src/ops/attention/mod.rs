@@ -3,7 +3,8 @@
 //! [`Segments`]: spans of context in full, then the first of its own span.
 //!
 //! * saves: `q`, `k`, `v`, `o` and the log-sum-exp of each query and head (Dao et al. 2022). Of `k` and `v` only the rows
-//!   that the backward step reads: those that carry gradient, and those seen by queries that do
+//!   that the backward step reads: those that carry gradient, and those seen by queries that do. Of `o` in bf16 also the
+//!   next 8 bits, for `δ`
 //! * backward: with `pᵢⱼ = exp(scale qᵢ·kⱼ − lseᵢ)`, `δᵢ = doᵢ·oᵢ` and `dsᵢⱼ = pᵢⱼ (doᵢ·vⱼ − δᵢ)`:
 //!   `dvⱼ = Σᵢ pᵢⱼ doᵢ`, `dkⱼ = scale Σᵢ dsᵢⱼ qᵢ`, `dqᵢ = scale Σⱼ dsᵢⱼ kⱼ`. Keys or queries without gradient rows are
 //!   left out. Sums over segments are added up in one fixed order.
@@ -14,7 +15,7 @@ pub(crate) mod cuda;
 pub(crate) mod plan;
 mod tile;
 
-use crate::device::{Device, Kind};
+use crate::device::{Buffer, Device, Kind};
 use crate::error::{Error, Result};
 use crate::layout::Segments;
 use crate::tape::{Tape, Var};
@@ -40,6 +41,8 @@ pub(crate) struct Saved {
     k: Tensor,
     v: Tensor,
     o: Tensor,
+    /// The bits that bf16 leaves out of `o`.
+    o_low: Option<Buffer>,
     lse: Tensor,
     /// Leading query rows, and key or value rows, whose gradient is wanted.
     query_grad_rows: usize,
@@ -57,16 +60,19 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
     let new = |cols, dtype| Tensor::scratch(input.device(), input.rows(), cols, dtype, Kind::Workspace);
     let mut output = new(heads.queries * heads.dim, input.dtype());
     let mut lse = new(heads.queries, input.dtype().accumulator());
+    // Operands may carry gradient in rows that no query sees.
+    let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
+    let mut o_low = None;
     match input.device() {
         Device::Cpu(_) => with_element!(input.dtype(), E => {
             cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
         }),
         Device::Cuda(cuda) => {
-            cuda::forward(cuda, input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse)?;
+            o_low = if grad_rows > 0 { cuda::output_low(cuda, &output) } else { None };
+            let low = o_low.as_mut();
+            cuda::forward(cuda, input, k.tensor(), v.tensor(), heads, segments, &mut output, low, &mut lse)?;
         }
     }
-    // Operands may carry gradient in rows that no query sees.
-    let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
     if grad_rows == 0 {
         return Ok(Var::constant(output));
     }
@@ -77,6 +83,7 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
         k: tape.save_prefix(k.tensor(), needed),
         v: tape.save_prefix(v.tensor(), needed),
         o: tape.save(&output),
+        o_low,
         lse: tape.save(&lse),
         query_grad_rows: q.grad_rows(),
         key_grad_rows: k.grad_rows(),

@@ -27,6 +27,35 @@ pub(super) fn forward(
     unsafe { kernel.run(Grid::rows(x.rows(), x.cols()), &args) }
 }
 
+/// `sum += x`, and the norm of it in `y`.
+pub(super) fn add_forward(
+    cuda: &CudaDevice,
+    x: &Tensor,
+    sum: &mut Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    y: &mut Tensor,
+) -> Result<()> {
+    let kernel = cuda.kernel("layer_norm", "layer_norm_add_forward", x.dtype())?;
+    // What is added to is written over, in the same places.
+    let sum = Arg::tensor_mut(sum);
+    let args = [
+        Arg::tensor(x),      // const T* x
+        sum,                 // const T* a
+        Arg::tensor(weight), // const T* weight
+        Arg::tensor(bias),   // const T* bias
+        sum,                 // T* s
+        Arg::tensor_mut(y),  // T* y
+        Arg::int(x.rows()),  // int rows
+        Arg::int(x.cols()),  // int cols
+        Arg::float(epsilon), // float epsilon
+    ];
+    // SAFETY: x, sum and y hold rows · cols elements, weight and bias cols of the same type. The kernel takes a and s for
+    // the same memory: each thread writes the elements that it has read.
+    unsafe { kernel.run(Grid::rows(x.rows(), x.cols()), &args) }
+}
+
 pub(super) fn backward(
     cuda: &CudaDevice,
     dy: &Tensor,

@@ -18,12 +18,7 @@ use crate::tensor::{Tensor, with_element};
 /// [`Error::Op`] if the shapes do not fit.
 pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Var> {
     let input = x.tensor();
-    for parameter in [weight, bias] {
-        if (parameter.rows(), parameter.cols(), parameter.dtype()) != (1, input.cols(), input.dtype()) {
-            let expected = format!("weight and bias [1, {}] {}", input.cols(), input.dtype());
-            return Err(Error::op("layer_norm", expected, parameter.describe()));
-        }
-    }
+    check(input, weight, bias)?;
     let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     match input.device() {
         Device::Cpu(_) => {
@@ -31,14 +26,59 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsi
         }
         Device::Cuda(cuda) => cuda::forward(cuda, input, weight, bias, epsilon, &mut output)?,
     }
+    Ok(record(tape, x, output, weight, epsilon))
+}
 
+/// The sum of `x` and `residual`, and [`layer_norm`] of it: on a GPU in one pass. The memory of `residual` is used for the
+/// sum if nothing else holds it.
+///
+/// # Errors
+/// As [`layer_norm`].
+pub fn add_layer_norm(
+    tape: &mut Tape,
+    x: &Var,
+    residual: Var,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+) -> Result<(Var, Var)> {
+    let (left, right) = (x.node(), residual.node());
+    let (input, mut sum) = (x.tensor(), residual.into_tensor());
+    check(input, weight, bias)?;
+    if (sum.rows(), sum.cols(), sum.dtype()) != (input.rows(), input.cols(), input.dtype()) {
+        return Err(Error::op("layer_norm", input.describe(), sum.describe()));
+    }
+    let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    match input.device() {
+        Device::Cpu(_) => {
+            sum.add_assign(input)?;
+            with_element!(input.dtype(), E => cpu::forward::<E>(&sum, weight, bias, epsilon, &mut output));
+        }
+        Device::Cuda(cuda) => cuda::add_forward(cuda, input, &mut sum, weight, bias, epsilon, &mut output)?,
+    }
+    let sum = tape.record_sum(sum, left, right);
+    let output = record(tape, &sum, output, weight, epsilon);
+    Ok((sum, output))
+}
+
+fn check(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<()> {
+    for parameter in [weight, bias] {
+        if (parameter.rows(), parameter.cols(), parameter.dtype()) != (1, input.cols(), input.dtype()) {
+            let expected = format!("weight and bias [1, {}] {}", input.cols(), input.dtype());
+            return Err(Error::op("layer_norm", expected, parameter.describe()));
+        }
+    }
+    Ok(())
+}
+
+fn record(tape: &mut Tape, x: &Var, output: Tensor, weight: &Tensor, epsilon: f64) -> Var {
     let node = x.node();
     if !node.is_tracked() {
-        return Ok(Var::constant(output));
+        return Var::constant(output);
     }
-    let saved = tape.save_prefix(input, node.grad_rows());
+    let saved = tape.save_prefix(x.tensor(), node.grad_rows());
     let weight = weight.clone();
-    Ok(tape.record(output, node.grad_rows(), move |dy, gradients| {
+    tape.record(output, node.grad_rows(), move |dy, gradients| {
         gradients.accumulate(node, saved.cols(), &dy, |dx, accumulate| {
             match dy.device() {
                 Device::Cpu(_) => {
@@ -48,5 +88,5 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Tensor, bias: &Tensor, epsi
             }
             Ok(())
         })
-    }))
+    })
 }

@@ -18,23 +18,56 @@ use crate::tensor::{Tensor, with_element};
 /// [`Error::Op`] if the shapes do not fit.
 pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Result<Var> {
     let input = x.tensor();
-    if (weight.rows(), weight.cols(), weight.dtype()) != (1, input.cols(), input.dtype()) {
-        let expected = format!("a weight [1, {}] {}", input.cols(), input.dtype());
-        return Err(Error::op("rms_norm", expected, weight.describe()));
-    }
+    check(input, weight)?;
     let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     match input.device() {
         Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output)),
         Device::Cuda(cuda) => cuda::forward(cuda, input, weight, epsilon, &mut output)?,
     }
+    Ok(record(tape, x, output, weight, epsilon))
+}
 
+/// The sum of `x` and `residual`, and [`rms_norm`] of it: on a GPU in one pass. The memory of `residual` is used for the
+/// sum if nothing else holds it.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn add_rms_norm(tape: &mut Tape, x: &Var, residual: Var, weight: &Tensor, epsilon: f64) -> Result<(Var, Var)> {
+    let (left, right) = (x.node(), residual.node());
+    let (input, mut sum) = (x.tensor(), residual.into_tensor());
+    check(input, weight)?;
+    if (sum.rows(), sum.cols(), sum.dtype()) != (input.rows(), input.cols(), input.dtype()) {
+        return Err(Error::op("rms_norm", input.describe(), sum.describe()));
+    }
+    let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
+    match input.device() {
+        Device::Cpu(_) => {
+            sum.add_assign(input)?;
+            with_element!(input.dtype(), E => cpu::forward::<E>(&sum, weight, epsilon, &mut output));
+        }
+        Device::Cuda(cuda) => cuda::add_forward(cuda, input, &mut sum, weight, epsilon, &mut output)?,
+    }
+    let sum = tape.record_sum(sum, left, right);
+    let output = record(tape, &sum, output, weight, epsilon);
+    Ok((sum, output))
+}
+
+fn check(input: &Tensor, weight: &Tensor) -> Result<()> {
+    if (weight.rows(), weight.cols(), weight.dtype()) == (1, input.cols(), input.dtype()) {
+        return Ok(());
+    }
+    let expected = format!("a weight [1, {}] {}", input.cols(), input.dtype());
+    Err(Error::op("rms_norm", expected, weight.describe()))
+}
+
+fn record(tape: &mut Tape, x: &Var, output: Tensor, weight: &Tensor, epsilon: f64) -> Var {
     let node = x.node();
     if !node.is_tracked() {
-        return Ok(Var::constant(output));
+        return Var::constant(output);
     }
-    let saved = tape.save_prefix(input, node.grad_rows());
+    let saved = tape.save_prefix(x.tensor(), node.grad_rows());
     let weight = weight.clone();
-    Ok(tape.record(output, node.grad_rows(), move |dy, gradients| {
+    tape.record(output, node.grad_rows(), move |dy, gradients| {
         gradients.accumulate(node, saved.cols(), &dy, |dx, accumulate| {
             match dy.device() {
                 Device::Cpu(_) => {
@@ -44,5 +77,5 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
             }
             Ok(())
         })
-    }))
+    })
 }
