@@ -10,6 +10,7 @@ mod generate;
 mod gradient;
 mod import;
 mod inspect;
+mod kernels;
 mod options;
 mod train;
 
