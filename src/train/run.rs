@@ -71,6 +71,7 @@ impl<'a> Run<'a> {
         let mut optimizer = Optimizer::new(&training.optimizer(), &initial)?;
         let state = match resumed {
             Some(checkpoint) => {
+                output.put_best(checkpoint.best.as_ref().map(|best| &best.prompt))?;
                 optimizer.load_state(&checkpoint.optimizer)?;
                 let wrong = |error: serde_json::Error| {
                     Error::input(Place::item("state.json"), "a state that this version wrote", error.to_string())
@@ -259,8 +260,10 @@ impl<'a> Run<'a> {
             false => value < best.value,
         });
         if is_best {
-            self.output.save_prompt("best", &self.state.prompt, self.state.step)?;
-            self.state.best = Some(Best { metric: wanted.to_string(), value, step: self.state.step });
+            let step = self.state.step;
+            let best = Best { metric: wanted.to_string(), value, step, prompt: self.output.prompt(&prompt, step)? };
+            self.output.put_best(Some(&best.prompt))?;
+            self.state.best = Some(best);
             self.state.evals_without_gain = 0;
         } else {
             self.state.evals_without_gain += 1;
