@@ -10,6 +10,11 @@
 //! * `SOFTPROMPT_REQUIRE_NVCC=1`: fail rather than use the committed PTX
 //! * `SOFTPROMPT_UPDATE_PREBUILT=1`: write `kernels/prebuilt/` anew, and pin the compiler that was found
 
+#[path = "build/sass.rs"]
+mod sass;
+#[path = "build/toolkit.rs"]
+mod toolkit;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,12 +36,15 @@ struct Kernels {
     modules: Vec<(String, PathBuf)>,
     /// What ptxas says of every kernel.
     report: String,
+    /// The instructions of every kernel by kind; empty where there is no nvdisasm to list them.
+    instructions: String,
     /// The compiler that wrote the PTX.
     compiler: String,
 }
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     for name in ENVIRONMENT {
         println!("cargo::rerun-if-env-changed={name}");
@@ -53,11 +61,13 @@ fn embed() -> Result<(), String> {
     let prebuilt = root.join("kernels/prebuilt");
     let update = is_set("SOFTPROMPT_UPDATE_PREBUILT");
 
-    let (kernels, built) = match choose_compiler(&root, &prebuilt)? {
+    let (kernels, built) = match toolkit::choose_compiler(&root, &prebuilt)? {
         Some((nvcc, release)) => {
-            let kernels = compile(&root, &out, &nvcc, release)?;
+            let mut kernels = compile(&root, &out, &nvcc, release)?;
             if update {
                 write_prebuilt(&prebuilt, &kernels)?;
+            } else if kernels.instructions.is_empty() {
+                kernels.instructions = read(&prebuilt.join("sass.txt"))?;
             }
             (kernels, true)
         }
@@ -71,66 +81,15 @@ fn embed() -> Result<(), String> {
     }
     source += "];\n";
     source += &format!("/// What ptxas says of every kernel.\npub static PTXAS: &str = {:?};\n", kernels.report);
+    source += &format!(
+        "/// The instructions of every kernel by kind.\npub static SASS: &str = {:?};\n",
+        kernels.instructions
+    );
     source += &format!("/// The compiler that wrote the PTX.\npub static COMPILER: &str = {:?};\n", kernels.compiler);
     source += &format!(
         "/// Whether this build compiled the PTX rather than embed the committed one.\npub static BUILT: bool = {built};\n"
     );
     write(&out.join("kernels.rs"), &source)
-}
-
-/// The compiler to use and its release, or none if the committed PTX is to be embedded.
-fn choose_compiler(root: &Path, prebuilt: &Path) -> Result<Option<(PathBuf, String)>, String> {
-    let required = is_set("SOFTPROMPT_REQUIRE_NVCC");
-    let Some(nvcc) = find_nvcc(root) else {
-        return if required {
-            Err("SOFTPROMPT_REQUIRE_NVCC is set, but no nvcc was found: set NVCC".into())
-        } else {
-            Ok(None)
-        };
-    };
-    let explicit = required || is_set("NVCC") || is_set("SOFTPROMPT_UPDATE_PREBUILT");
-    let release = match run(Command::new(&nvcc).arg("--version")) {
-        Ok(text) => {
-            text.lines().find(|line| line.contains("release")).unwrap_or("an unknown release").trim().to_owned()
-        }
-        Err(message) if explicit => return Err(message),
-        Err(_) => return Ok(None),
-    };
-    let pinned = fs::read_to_string(prebuilt.join("compiler.txt")).unwrap_or_default();
-    Ok((explicit || release == pinned.trim()).then_some((nvcc, release)))
-}
-
-/// The first nvcc among: `NVCC`, the CUDA home, `PATH`, the usual place, the folder of the Python packages
-/// `nvidia-cuda-nvcc` and `nvidia-cuda-cccl`.
-fn find_nvcc(root: &Path) -> Option<PathBuf> {
-    if let Some(nvcc) = env::var_os("NVCC") {
-        return (!nvcc.is_empty()).then(|| nvcc.into());
-    }
-    let mut folders: Vec<PathBuf> = Vec::new();
-    folders.extend(
-        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| variable(name)).map(|home| Path::new(&home).join("bin")),
-    );
-    folders.extend(env::var_os("PATH").iter().flat_map(env::split_paths));
-    folders.push("/usr/local/cuda/bin".into());
-
-    let virtual_env = variable("VIRTUAL_ENV").map(PathBuf::from);
-    let mut packages: Vec<PathBuf> = Vec::new();
-    for environment in virtual_env.into_iter().chain([root.join(".cuda-venv")]) {
-        // lib/python3.x on Unix.
-        packages
-            .extend(entries(&environment.join("lib")).into_iter().map(|python| python.join("site-packages/nvidia")));
-    }
-    let ask = ["-c", "import nvidia; print('\\n'.join(nvidia.__path__))"];
-    if let Ok(paths) = run(Command::new("python3").args(ask)) {
-        packages.extend(paths.lines().map(PathBuf::from));
-    }
-    for package in packages {
-        let mut toolkits = entries(&package);
-        toolkits.retain(|folder| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cu")));
-        folders.extend(toolkits.into_iter().map(|toolkit| toolkit.join("bin")));
-    }
-    let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
-    folders.into_iter().map(|folder| folder.join(&name)).find(|path| path.is_file())
 }
 
 /// Compiles every op, as many at a time as cargo allows.
@@ -156,27 +115,44 @@ fn compile(root: &Path, out: &Path, nvcc: &Path, release: String) -> Result<Kern
     });
     done.sort_by(|(a, _), (b, _)| a.cmp(b));
 
-    let mut kernels = Kernels { modules: Vec::new(), report: String::new(), compiler: release };
+    let mut kernels =
+        Kernels { modules: Vec::new(), report: String::new(), instructions: String::new(), compiler: release };
     for (op, result) in done {
-        let (ptx, report) = result.map_err(|message| {
+        let Compiled { ptx, report, instructions } = result.map_err(|message| {
             format!("{message}\nTo build with the committed kernels instead, set NVCC to nothing: NVCC= cargo build")
         })?;
         kernels.modules.push((op, ptx));
         kernels.report += &report;
+        kernels.instructions += &instructions;
+    }
+    if !kernels.instructions.is_empty() {
+        kernels.instructions.insert_str(0, &sass::header());
     }
     Ok(kernels)
 }
 
-/// The path of an op's PTX and what ptxas says of it.
-fn compile_op(root: &Path, out: &Path, nvcc: &Path, op: &str) -> Result<(PathBuf, String), String> {
+/// An op's PTX, what ptxas says of it, and the instructions of its kernels.
+struct Compiled {
+    ptx: PathBuf,
+    report: String,
+    instructions: String,
+}
+
+fn compile_op(root: &Path, out: &Path, nvcc: &Path, op: &str) -> Result<Compiled, String> {
+    let tool = |name: &str| nvcc.with_file_name(format!("{name}{}", env::consts::EXE_SUFFIX));
+    let nvdisasm = Some(tool("nvdisasm")).filter(|path| path.is_file());
+    let is_needed = is_set("SOFTPROMPT_UPDATE_PREBUILT") || is_set("SOFTPROMPT_REQUIRE_NVCC");
+    if nvdisasm.is_none() && is_needed {
+        return Err(format!("no nvdisasm beside {}: install the package nvidia-cuda-nvdisasm", nvcc.display()));
+    }
     let path = out.join(format!("{op}.ptx"));
     let flags = ["-std=c++17", "-O3", "-lineinfo", "-ptx", "-arch=compute_80", "-Werror", "all-warnings", "-o"];
     run(Command::new(nvcc).current_dir(root).args(flags).arg(&path).arg(format!("kernels/{op}.cu")))?;
-    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = read(&path)?;
     let text = normalise(&text, &root.join("kernels"));
     write(&path, &text)?;
 
-    let mut report = String::new();
+    let (mut report, mut instructions) = (String::new(), String::new());
     for (target, version) in TARGETS {
         let (variant, binary) = (out.join(format!("{op}.{target}.ptx")), out.join(format!("{op}.{target}.cubin")));
         let version_line = (format!(".version {PTX_VERSION}\n"), format!(".version {version}\n"));
@@ -186,15 +162,17 @@ fn compile_op(root: &Path, out: &Path, nvcc: &Path, op: &str) -> Result<(PathBuf
             1,
         );
         write(&variant, &text)?;
-        let ptxas = nvcc.with_file_name(format!("ptxas{}", env::consts::EXE_SUFFIX));
         let arch = format!("-arch={target}");
-        let log = run(Command::new(ptxas).args(["-v", &arch, "-o"]).arg(binary).arg(&variant))?;
+        let log = run(Command::new(tool("ptxas")).args(["-v", &arch, "-o"]).arg(&binary).arg(&variant))?;
         report += &format!("== {op} {target}\n");
         for line in log.lines().filter(|line| !line.contains("Compile time")) {
             report += &format!("{}\n", line.trim_end());
         }
+        if let Some(nvdisasm) = &nvdisasm {
+            instructions += &sass::table(&run(Command::new(nvdisasm).arg("-c").arg(&binary))?, target);
+        }
     }
-    Ok((path, report))
+    Ok(Compiled { ptx: path, report, instructions })
 }
 
 /// PTX without what differs between machines: the compiler's build, and paths of files. `kernels/x.cuh` is left of a
@@ -233,13 +211,12 @@ fn without_path_hash(line: &str) -> String {
 }
 
 fn read_prebuilt(folder: &Path) -> Result<Kernels, String> {
-    let read = |name: &str| {
-        let path = folder.join(name);
-        fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
-    };
-    let modules = prebuilt_modules(folder);
-    let (report, compiler) = (read("ptxas.txt")?, read("compiler.txt")?.trim().to_owned());
-    Ok(Kernels { modules, report, compiler })
+    Ok(Kernels {
+        modules: prebuilt_modules(folder),
+        report: read(&folder.join("ptxas.txt"))?,
+        instructions: read(&folder.join("sass.txt"))?,
+        compiler: read(&folder.join("compiler.txt"))?.trim().to_owned(),
+    })
 }
 
 fn prebuilt_modules(folder: &Path) -> Vec<(String, PathBuf)> {
@@ -258,6 +235,7 @@ fn write_prebuilt(folder: &Path, kernels: &Kernels) -> Result<(), String> {
         fs::copy(path, folder.join(format!("{op}.ptx"))).map_err(|error| failed(path, error))?;
     }
     write(&folder.join("ptxas.txt"), &kernels.report)?;
+    write(&folder.join("sass.txt"), &kernels.instructions)?;
     write(&folder.join("compiler.txt"), &format!("{}\n", kernels.compiler))
 }
 
@@ -274,6 +252,10 @@ fn variable(name: &str) -> Option<String> {
 
 fn is_set(name: &str) -> bool {
     variable(name).is_some_and(|value| value != "0")
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

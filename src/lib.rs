@@ -1,5 +1,6 @@
 //! Soft prompt tuning of frozen language models: only the work the prompt's gradient needs.
 
+pub mod account;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["ops"],
     &["nn", "data", "optim", "metrics"],
     &["models"],
-    &["step", "flops", "prompt", "config"],
+    &["step", "flops", "account", "prompt", "config"],
     &["checkpoint", "generate", "eval", "inspect"],
     &["train"],
     &["cli"],

@@ -1,6 +1,7 @@
 //! `softprompt doctor`: what this machine has, and how fast it is.
 
 use super::Terminal;
+use super::kernels::KernelArgs;
 use super::options::ComputeArgs;
 use crate::device::{CudaOptions, Device, Kind};
 use crate::error::Result;
@@ -19,9 +20,14 @@ pub(super) struct DoctorArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    kernels: KernelArgs,
 }
 
 pub(super) fn run(args: &DoctorArgs, terminal: &Terminal) -> Result<()> {
+    if args.kernels.is_asked_for() {
+        return super::kernels::run(&args.kernels, &args.compute.dtype, terminal);
+    }
     let device = args.compute.device()?;
     let mut report = serde_json::Map::new();
     let mut add = |name: &str, value: Value| drop(report.insert(name.to_string(), value));

@@ -7,13 +7,14 @@ mod buffer;
 mod cpu;
 #[allow(unsafe_code, reason = "the driver's interface")]
 mod cuda;
-mod kernels;
+pub(crate) mod kernels;
 mod memory;
 mod on_device;
 mod pool;
 
 pub use buffer::Buffer;
 pub use cpu::CpuDevice;
+pub(crate) use cuda::count::{COPY, DOWNLOAD, FILL, PRODUCT, UPLOAD};
 pub(crate) use cuda::{Arg, Grid, Kernel, Layout, Operand, Operation, Pointers};
 pub use cuda::{CudaDevice, CudaOptions, CudaProperties, Matmul};
 pub use memory::{Kind, MemoryReport};

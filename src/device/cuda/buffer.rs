@@ -1,7 +1,7 @@
 //! A buffer in a GPU's memory.
 
 use super::stream::Command;
-use super::{CudaDevice, driver};
+use super::{CudaDevice, count, driver};
 use crate::device::Kind;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
@@ -59,6 +59,7 @@ impl CudaBuffer {
         }
         self.device.flush()?;
         self.device.bind()?;
+        self.device.count(count::DOWNLOAD);
         // SAFETY: the range was checked, and the stream is waited for before `bytes` is given up.
         unsafe { result::memcpy_dtoh_async(bytes, self.address, self.device.stream()) }
             .map_err(|refused| driver::error("copy from the GPU", refused))?;

@@ -6,6 +6,7 @@
 
 mod blas;
 mod buffer;
+pub(crate) mod count;
 mod driver;
 mod launch;
 mod repeat;
@@ -94,6 +95,7 @@ struct Inner {
     ledger: Ledger,
     synchronizations: AtomicUsize,
     graph_launches: AtomicUsize,
+    launched: count::Counts,
     /// What is put into the stream, watched for repetition.
     scope: Mutex<Scope>,
     /// Memory given back, by length in bytes.
@@ -166,6 +168,7 @@ impl CudaDevice {
             ledger: Ledger::default(),
             synchronizations: AtomicUsize::new(0),
             graph_launches: AtomicUsize::new(0),
+            launched: count::Counts::default(),
             scope: Mutex::default(),
             pool: Mutex::default(),
             modules: Mutex::default(),

@@ -2,7 +2,7 @@
 //! launched as one graph.
 
 use super::blas::{Operation, Pointers};
-use super::{CudaDevice, driver};
+use super::{CudaDevice, count, driver};
 use crate::error::Result;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
@@ -25,6 +25,17 @@ pub(super) enum Command {
 }
 
 impl Command {
+    /// The name it is counted under.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Launch { name, .. } => name,
+            Self::Multiply { .. } => count::PRODUCT,
+            Self::Copy { .. } => count::COPY,
+            Self::Clear { .. } | Self::Fill { .. } => count::FILL,
+            Self::Upload { .. } => count::UPLOAD,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         match self {
             Self::Copy { bytes, .. } | Self::Clear { bytes, .. } | Self::Upload { bytes, .. } => *bytes == 0,
@@ -46,6 +57,7 @@ impl CudaDevice {
         if command.is_empty() {
             return Ok(());
         }
+        self.count(command.name());
         let mut scope = self.scope();
         if scope.is_deferring() {
             scope.keep(command);
@@ -69,6 +81,7 @@ impl CudaDevice {
         if command.is_empty() {
             return Ok(());
         }
+        self.count(command.name());
         let mut scope = self.scope();
         if scope.is_deferring() {
             scope.keep_upload(command, contents);

@@ -14,11 +14,11 @@ const TILE_THREADS: u32 = 128;
 const THREADS: u32 = 256;
 
 /// A head size that the kernels are compiled for, and what its blocks hold, as `kernels/attention_d*.cu` say.
-struct Shape {
+pub(crate) struct Shape {
     op: &'static str,
-    dim: usize,
+    pub(crate) dim: usize,
     /// Stacked queries of a tile of queries, keys of a tile of keys.
-    tile: usize,
+    pub(crate) tile: usize,
     /// Bytes of a row in shared memory.
     row: usize,
     /// Rows of each of the buffers behind a tile, in the forward and the backward pass, and how many there are.
@@ -30,7 +30,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(heads: Heads, dtype: DType) -> Result<Self> {
+    pub(crate) fn new(heads: Heads, dtype: DType) -> Result<Self> {
         const SIZES: [(usize, &str); 5] = [
             (32, "attention_d32"),
             (64, "attention_d64"),
@@ -63,15 +63,17 @@ impl Shape {
         })
     }
 
-    fn kernel(&self, name: &str) -> String {
+    pub(crate) fn kernel(&self, name: &str) -> String {
         format!("attention_{name}_d{}", self.dim)
     }
 
-    fn forward_shared(&self) -> usize {
+    /// Bytes of shared memory of a block of the forward pass.
+    pub(crate) fn forward_shared(&self) -> usize {
         (self.tile + 2 * self.buffers * self.forward_rows) * self.row
     }
 
-    fn backward_shared(&self) -> usize {
+    /// Bytes of shared memory of a block of the backward pass.
+    pub(crate) fn backward_shared(&self) -> usize {
         2 * (self.tile + self.buffers * self.backward_rows) * self.row
     }
 }

@@ -11,8 +11,8 @@
 
 mod cpu;
 #[allow(unsafe_code, reason = "kernel launches")]
-mod cuda;
-mod plan;
+pub(crate) mod cuda;
+pub(crate) mod plan;
 mod tile;
 
 use crate::device::{Buffer, Device, Kind};
@@ -142,7 +142,7 @@ fn check(q: &Var, k: &Var, v: &Var, heads: Heads, segments: &Segments) -> Result
 
 /// How many leading query rows of the output can carry gradient: up to the last that sees a key that does, or does
 /// itself.
-fn grad_rows(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) -> usize {
+pub(crate) fn grad_rows(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) -> usize {
     let reached = segments.as_slice().iter().rev().find(|segment| {
         !segment.queries.is_empty()
             && (segment.queries.start < query_grad_rows
@@ -153,7 +153,7 @@ fn grad_rows(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) 
 }
 
 /// How many leading rows of `k` and `v` the backward step reads.
-fn keys_needed(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) -> usize {
+pub(crate) fn keys_needed(segments: &Segments, query_grad_rows: usize, key_grad_rows: usize) -> usize {
     let seen = segments
         .as_slice()
         .iter()

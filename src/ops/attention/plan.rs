@@ -11,30 +11,30 @@ const TASKS_PER_TILE: usize = 32;
 const TASKS: usize = 256;
 
 /// A list of records of `N` ints.
-pub(super) type Records<const N: usize> = Vec<[i32; N]>;
+pub(crate) type Records<const N: usize> = Vec<[i32; N]>;
 
 /// For the kernels whose blocks own queries: the forward pass and `dq`.
 #[derive(Debug, PartialEq)]
-pub(super) struct QueryPlan {
+pub(crate) struct QueryPlan {
     /// First query row of the segment, stacked queries from and to, keys that any of them sees, spans from and to.
-    pub(super) tiles: Records<8>,
+    pub(crate) tiles: Records<8>,
     /// First key row, and the number of that key to the segment.
-    pub(super) spans: Records<2>,
+    pub(crate) spans: Records<2>,
     /// How many keys each query row sees.
-    pub(super) limits: Records<1>,
+    pub(crate) limits: Records<1>,
 }
 
 /// For the kernels whose blocks own keys: `dk` and `dv`.
 #[derive(Debug, PartialEq)]
-pub(super) struct KeyPlan {
+pub(crate) struct KeyPlan {
     /// First key row, keys, visits from and to, the slot for a partial sum or -1.
-    pub(super) tasks: Records<8>,
+    pub(crate) tasks: Records<8>,
     /// First query row of the segment, stacked queries from and to, the number of the task's first key to them.
-    pub(super) visits: Records<4>,
+    pub(crate) visits: Records<4>,
     /// First key row, keys, first slot, slots.
-    pub(super) sums: Records<4>,
+    pub(crate) sums: Records<4>,
     /// Partial sums, each of a tile of key rows.
-    pub(super) slots: usize,
+    pub(crate) slots: usize,
 }
 
 fn int(x: usize) -> i32 {
@@ -58,7 +58,7 @@ fn limit(segments: &Segments, segment: &Segment, row: usize) -> usize {
 
 impl QueryPlan {
     /// Tiles of `tile` stacked queries, `group` heads to a row.
-    pub(super) fn new(segments: &Segments, group: usize, tile: usize) -> Self {
+    pub(crate) fn new(segments: &Segments, group: usize, tile: usize) -> Self {
         let mut plan = Self { tiles: Vec::new(), spans: Vec::new(), limits: Vec::with_capacity(segments.query_rows()) };
         for segment in segments.as_slice().iter().filter(|segment| !segment.queries.is_empty()) {
             let context: usize = segment.context.iter().map(|span| span.len()).sum();
@@ -82,7 +82,7 @@ impl QueryPlan {
     }
 
     /// How many tiles hold one of the first `rows` query rows.
-    pub(super) fn tiles_before(&self, rows: usize, group: usize) -> usize {
+    pub(crate) fn tiles_before(&self, rows: usize, group: usize) -> usize {
         self.tiles.partition_point(|&[query_row, begin, ..]| query_row as usize + begin as usize / group < rows)
     }
 }
@@ -90,7 +90,7 @@ impl QueryPlan {
 impl KeyPlan {
     /// Tasks that make the gradients of the first `key_rows` key rows out of those of the first `output_rows` rows of
     /// the output. How a tile's queries are spread over tasks depends on the shapes alone.
-    pub(super) fn new(
+    pub(crate) fn new(
         segments: &Segments,
         group: usize,
         key_heads: usize,

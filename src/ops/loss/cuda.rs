@@ -19,6 +19,16 @@ const MIN_CHUNK: usize = 512;
 /// Elements of a chunk of a head that has to be widened, at most, unless a chunk of [`MIN_CHUNK`] tokens has more.
 const MAX_WIDENED: usize = 16 * 1024 * 1024;
 
+/// Tokens of a chunk for so many rows, `most` at most unless that is too few.
+fn chunk(rows: usize, vocabulary: usize, most: usize) -> usize {
+    (MAX_LOGITS / rows.max(1)).min(most).max(MIN_CHUNK).min(vocabulary)
+}
+
+/// Tokens of a chunk where the head is held in the type computed in.
+pub(crate) fn plain_chunk(rows: usize, vocabulary: usize) -> usize {
+    chunk(rows, vocabulary, MAX_CHUNK)
+}
+
 /// Threads of a block of `loss.cu`.
 const THREADS: u32 = 256;
 /// `struct Running`: a double and two floats.
@@ -176,7 +186,7 @@ impl<'a> Walk<'a> {
             Resident::Plain(_) => MAX_CHUNK,
             Resident::Stored { .. } => MAX_CHUNK.min(MAX_WIDENED / hidden.cols().max(1)),
         };
-        let chunk = (MAX_LOGITS / rows.max(1)).min(most).max(MIN_CHUNK).min(vocabulary);
+        let chunk = chunk(rows, vocabulary, most);
         let ld = chunk.next_multiple_of(4);
         let logits = device.allocate(rows * ld * size_of::<f32>(), Kind::Workspace);
         let running = device.allocate(rows * RUNNING_BYTES, Kind::Workspace);

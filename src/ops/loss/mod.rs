@@ -9,7 +9,7 @@
 
 mod cpu;
 #[allow(unsafe_code, reason = "launches kernels")]
-mod cuda;
+pub(crate) mod cuda;
 
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
