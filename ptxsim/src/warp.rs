@@ -76,6 +76,7 @@ impl Warp {
         self.exists = if count == 32 { u32::MAX } else { (1 << count) - 1 };
         self.live = self.exists;
         (self.blocked, self.waiting, self.counted) = (0, 0, false);
+        self.local.fill(0);
         self.copies.clear();
         // what nothing sets is zero, in every block and however many threads run them
         self.regs.preds.fill(0);

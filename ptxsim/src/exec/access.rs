@@ -133,7 +133,7 @@ impl Groups {
         let mut slots = [32u8; 64];
         let (mut leaders, mut members) = (0, [0; 32]);
         for lane in 0..32 {
-            let slot = &mut slots[at[lane] as usize / bytes & 63];
+            let slot = &mut slots[(at[lane] as usize / bytes) & 63];
             match at.get(*slot as usize) {
                 Some(&first) if first == at[lane] => members[*slot as usize] |= 1 << lane,
                 _ => {

@@ -21,6 +21,8 @@ struct Copy {
 /// Asynchronous copies of a warp that are under way. The source is read when a copy starts, the destination written
 /// when it is waited for: so code that does not wait gets the old bytes.
 #[derive(Default)]
+// a copy is large, and moves from one list to the other
+#[allow(clippy::vec_box)]
 pub(crate) struct AsyncCopies {
     open: Vec<Box<Copy>>,
     /// memory to use again
@@ -43,9 +45,11 @@ impl AsyncCopies {
 }
 
 pub(crate) fn start(warp: &mut Warp, env: &mut Env, i: &Instr, bytes: usize, e: u32) -> Checked<()> {
-    let mut copy = warp.copies.spare.pop().unwrap_or_else(|| {
-        Box::new(Copy { lanes: 0, bytes: 0, group: [0; 32], to: [0; 32], data: [[0; 32]; 4] })
-    });
+    let mut copy = warp
+        .copies
+        .spare
+        .pop()
+        .unwrap_or_else(|| Box::new(Copy { lanes: 0, bytes: 0, group: [0; 32], to: [0; 32], data: [[0; 32]; 4] }));
     // a predicate that is true copies nothing but zeros
     let ignored = if i.c == NONE { 0 } else { warp.regs.pred(i.c) };
     let from_offset = env.kernel.lists[i.list as usize] as i32 as i64 as u64;
