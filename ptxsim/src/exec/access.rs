@@ -107,6 +107,27 @@ fn span(at: &[u64; 32], e: u32) -> (u64, u64, u64) {
     (low, high, bits)
 }
 
+/// The lanes whose word is `x`.
+#[inline(always)]
+fn equal_words(words: &[u32; 32], x: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        let mut mask = 0;
+        for k in 0..8 {
+            // SAFETY: SSE2 is part of x86_64, and 4 words from 4 * k on are in the array.
+            let bits = unsafe {
+                let four = _mm_loadu_si128(words.as_ptr().add(4 * k).cast());
+                _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(four, _mm_set1_epi32(x as i32))))
+            };
+            mask |= (bits as u32) << (4 * k);
+        }
+        mask
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    super::lanes::mask_of(|l| words[l] == x)
+}
+
 /// Lanes that read the same address, which is recorded once for all of them.
 struct Groups {
     /// the first lane of each group
@@ -116,32 +137,31 @@ struct Groups {
 }
 
 impl Groups {
+    /// `near`: no two addresses differ in their upper halves alone.
     #[inline(always)]
-    fn new(at: &[u64; 32], q: Request) -> Groups {
+    fn new(at: &[u64; 32], q: Request, near: bool) -> Groups {
         // where a value is read by many lanes, it is so for these
         let likely = q.e == u32::MAX && [1, 4, 8, 16].iter().any(|&l| at[0] == at[l]);
-        if q.access == Access::Read && likely {
-            Groups::find(at, q.bytes)
-        } else {
-            Groups { leaders: q.e, members: None }
-        }
+        if q.access == Access::Read && near && likely { Groups::find(at) } else { Groups::single(q.e) }
+    }
+
+    fn single(e: u32) -> Groups {
+        Groups { leaders: e, members: None }
     }
 
     #[inline(never)]
-    fn find(at: &[u64; 32], bytes: usize) -> Groups {
-        // the last leader of each slot; two addresses of a slot make more groups than there need be
-        let mut slots = [32u8; 64];
-        let (mut leaders, mut members) = (0, [0; 32]);
-        for lane in 0..32 {
-            let slot = &mut slots[(at[lane] as usize / bytes) & 63];
-            match at.get(*slot as usize) {
-                Some(&first) if first == at[lane] => members[*slot as usize] |= 1 << lane,
-                _ => {
-                    *slot = lane as u8;
-                    leaders |= 1 << lane;
-                    members[lane] = 1 << lane;
-                }
-            }
+    fn find(at: &[u64; 32]) -> Groups {
+        let mut words = [0; 32];
+        for l in 0..32 {
+            words[l] = at[l] as u32;
+        }
+        let (mut leaders, mut members, mut left) = (0, [0; 32], u32::MAX);
+        while left != 0 {
+            let lane = left.trailing_zeros();
+            let group = equal_words(&words, words[lane as usize]);
+            leaders |= 1 << lane;
+            members[lane as usize] = group;
+            left &= !group;
         }
         Groups { leaders, members: Some(members) }
     }
@@ -249,7 +269,8 @@ fn check_marks(warp: &Warp, env: &Env, at: &[u64; 32], q: Request, one: Option<u
     let bytes = q.bytes;
     let mut page: Option<(usize, usize, MutexGuard<Page>)> = None;
     let who = env.who(warp.index, warp.at);
-    let groups = Groups::new(at, q);
+    let near = one.is_some_and(|index| env.allocations[index].bytes < 1 << 32);
+    let groups = Groups::new(at, q, near);
     for lane in lanes(groups.leaders) {
         let index = match one {
             Some(index) => index,
@@ -318,7 +339,7 @@ pub(super) fn check_shared(warp: &Warp, env: &mut Env, at: &[u64; 32], q: Reques
         return Err(Fault::new(Kind::OutOfBounds, Some(lane as u32), message));
     }
     if env.checks {
-        let groups = Groups::new(at, q);
+        let groups = Groups::new(at, q, true);
         let (pages, who) = env.shared_pages(warp.index, warp.at);
         let mut failed = None;
         for lane in lanes(groups.leaders) {

@@ -277,6 +277,10 @@ fn execute(i: &Instr, lists: &[u32], r: &mut Registers, m: u32) {
             F64 => l2(r, i, m, |a, b| (b & !(1 << 63)) | (a & 1 << 63)),
             _ => w2(r, i, m, |a, b| (b & 0x7fff_ffff) | (a & 0x8000_0000)),
         },
+        // part of every expf
+        Op::FmaR(F32, Round::Down) => {
+            float3!(r, i, m, |a, b, c| bits(float64::fma32(f(a), f(b), f(c), Round::Down)))
+        }
         Op::AddR(ty, _) | Op::SubR(ty, _) | Op::MulR(ty, _) | Op::FmaR(ty, _) | Op::DivR(ty, _) => {
             float64::directed(i, r, m, ty)
         }
@@ -515,6 +519,9 @@ fn execute(i: &Instr, lists: &[u32], r: &mut Registers, m: u32) {
             (S32, F32, false) if round == Round::Zero => {
                 float1!(r, i, m, |a| f(if flags.ftz { flush(a) } else { a }) as i32 as u32)
             }
+            (F32, F32, true) if !flags.integral && !flags.ftz => w1(r, i, m, float::saturate),
+            (F32, U16, false) if round == Round::Nearest => w1(r, i, m, |a| (a as u16 as f32).to_bits()),
+            (F32, F16, false) => w1(r, i, m, |a| bits(float::from_f16(a & 0xffff))),
             (Bf16, F32, false) if round == Round::Nearest && !flags.relu && !flags.ftz => {
                 w1(r, i, m, |a| float::to_bf16(f(a)))
             }
