@@ -227,12 +227,17 @@ pub(super) fn attention(trace: &mut Trace, q: Var, k: Var, v: Var, heads: Heads,
 
     seen.query_plan(trace, heads, tile);
     let (queries, keys) = (q.rows as f64, k.rows as f64);
-    let bytes = 2.0 * (queries * width + keys * key_width) * size + queries * query_heads * word;
+    let grad_rows = attention::grad_rows(&seen.segments, q.node.grad_rows, k.node.grad_rows);
+    // In bf16 a gradient needs a byte more of each output.
+    let low = if dtype == DType::BF16 { 1.0 } else { 0.0 };
+    let low_written = if grad_rows > 0 { low } else { 0.0 };
+    let bytes = 2.0 * (queries * width + keys * key_width) * size
+        + queries * width * low_written
+        + queries * query_heads * word;
     let [forward, backward_queries, backward_keys] = names;
     if queries > 0.0 {
         trace.launch(forward, limit, 2.0 * per_product * seen.pairs(q.rows, k.rows), bytes);
     }
-    let grad_rows = attention::grad_rows(&seen.segments, q.node.grad_rows, k.node.grad_rows);
     if grad_rows > 0 {
         let needed = attention::keys_needed(&seen.segments, q.node.grad_rows, k.node.grad_rows);
         trace.save_prefix(needed, &k);
@@ -242,7 +247,8 @@ pub(super) fn attention(trace: &mut Trace, q: Var, k: Var, v: Var, heads: Heads,
     Ok(trace.record(q.rows, q.cols, grad_rows, move |dy, trace| {
         let (outputs, queries, keys) = (dy.rows as f64, q.node.grad_rows, k.node.grad_rows);
         let of_heads = outputs * query_heads;
-        trace.kernel("attention_delta", 2.0 * outputs * width, 2.0 * outputs * width * size + of_heads * word);
+        let bytes = outputs * width * (2.0 * size + low) + of_heads * word;
+        trace.kernel("attention_delta", 2.0 * outputs * width, bytes);
 
         let plan = seen.query_plan(trace, heads, tile);
         if plan.tiles_before(queries, heads.queries / heads.keys) > 0 {
