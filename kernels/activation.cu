@@ -4,6 +4,7 @@
 //   activation_<f>_backward  dy *= f'(x), in place
 //
 // Launch: 256 threads, 16 bytes a thread: grid ceil(count / (256 · 16 / size)).
+// Registers ≤ 40: 6 blocks an SM, on sm_80 and sm_90.
 // Bytes, in elements: forward 2 count, backward 3 count. FLOPs: about 20 count.
 
 #include "activation.cuh"

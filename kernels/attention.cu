@@ -10,8 +10,8 @@
 // write a partial sum, and attention_reduce adds those in order.
 #include "attention_tiles.cuh"
 
-// delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head. `o_low` are the bits of o that bf16 leaves
-// out; f32 has none.
+// delta[i] = Σ_d o[i, d] · d_o[i, d] for `count` heads of rows; 8 lanes a head. `o_low` are the bits of o that bf16
+// leaves out; f32 has none.
 template <typename T>
 DEVICE void delta_of(const T* __restrict__ o, const signed char* __restrict__ o_low, const T* __restrict__ d_o,
                      float* __restrict__ delta, int count, int dim) {
@@ -105,3 +105,25 @@ KERNEL(attention_reduce_f32, 256)
  float* __restrict__ dv, const KeySum* __restrict__ sums, int tile, int width) {
   reduce(dk_partial, dv_partial, dk, dv, sums, tile, width);
 }
+
+// Launch facts. Kernels of a tile: 128 threads, 4 warps; dynamic shared memory of
+//   forward   (tile + 2 · buffers · rows of a buffer) rows, backward   2 · (tile + buffers · rows of a buffer) rows,
+// a row being D elements and 16 bytes; tile 64 and 2 buffers in bf16, 32 and 1 in f32. At most 99 KiB, which every GPU
+// from sm_80 on gives a block. delta and reduce: 256 threads, none. No kernel spills or has a stack frame.
+//
+// In bf16, shared memory in KiB, registers on sm_80 and sm_90, and blocks that fit on a multiprocessor of an A100
+// (164 KiB) and an H100 (228 KiB), by registers and shared memory:
+//     D    forward                     dq                          dk, dv
+//    32    25     128  128   4  4      20     126  125   4  4      20     115  120   4  4
+//    64    45     163  166   3  3      36     156  158   3  3      36     168  168   3  3
+//    96    39     153  156   3  3      52     128  128   3  4      52     197  203   2  2
+//   128    51     166  168   3  3      68     166  164   2  3      68     227  238   2  2
+//   256    99     239  240   1  2      99     232  235   1  2      99     226  225   1  2
+//
+// FLOPs, with n pairs of a query row and a key that it sees, H heads of queries: forward 4 n H D, dq 6 n H D, dk and dv
+// 8 n H D (10 where D is over 128 in bf16, as the scores are made twice); pairs are rounded up to whole tiles.
+// Bytes, with e of an element: forward reads q and writes o once, 2 e rows H D (and rows H D of low bits, 4 rows H of
+// lse), and reads k and v once for each tile of stacked queries, 2 e D for each key it sees and key head: the tiles of
+// a prompt's examples find the prompt's keys in L2. dq the same, with d_o beside q; dk and dv read q and d_o once for
+// each tile of keys. delta reads 2 e + 1 bytes an element of o. Partial sums are 8 tile key_heads D bytes a slot,
+// written and read once; there are at most 2 · 256 / key_heads slots (see src/ops/attention/plan.rs).

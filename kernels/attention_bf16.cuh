@@ -1,6 +1,6 @@
-// Attention in bf16 on tensor cores. A block is 4 warps; a warp owns 16 rows of the block's tile: stacked queries in the
-// forward pass and for dq, keys for dk and dv. What streams past (keys, or queries) lies in two buffers: while one is
-// worked on, the other is filled.
+// Attention in bf16 on tensor cores. A block is 4 warps; a warp owns 16 rows of the block's tile: stacked queries in
+// the forward pass and for dq, keys for dk and dv. What streams past (keys, or queries) lies in two buffers: while one
+// is worked on, the other is filled.
 #pragma once
 
 #include "attention_tiles.cuh"
@@ -98,7 +98,8 @@ DEVICE void copy_rows(T* out, const T* shared, int stride, int dim, Offset offse
       const int row = i / (D / 8), column = i % (D / 8) * 8;
       const long long start = offset(row);
       if (start >= 0 && column < dim) {
-        *reinterpret_cast<Eight*>(out + start + column) = *reinterpret_cast<const Eight*>(shared + row * stride + column);
+        const T* from = shared + row * stride + column;
+        *reinterpret_cast<Eight*>(out + start + column) = *reinterpret_cast<const Eight*>(from);
       }
     }
   } else {
@@ -181,7 +182,8 @@ struct LaneQueries {
 
 // s = log2(e) · (scale · s + bias), for scores of 16 queries against N keys.
 template <int D, int N>
-DEVICE void add_bias(float (&s)[N / 8][4], float scale, const LaneQueries& queries, const bf16* keys, const Bias& bias) {
+DEVICE void add_bias(float (&s)[N / 8][4], float scale, const LaneQueries& queries, const bf16* keys,
+                     const Bias& bias) {
 #pragma unroll
   for (int n = 0; n < N / 8; n++) {
 #pragma unroll
@@ -194,9 +196,9 @@ DEVICE void add_bias(float (&s)[N / 8][4], float scale, const LaneQueries& queri
 }
 
 template <int D, int KEYS>
-DEVICE void forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* o, signed char* o_low, float* lse, const QueryTile* tiles,
-                         const Span* spans, const int* limits, const Bias& bias, int key_heads, int group, int dim,
-                         float scale) {
+DEVICE void forward_bf16(const bf16* q, const bf16* k, const bf16* v, bf16* o, signed char* o_low, float* lse,
+                         const QueryTile* tiles, const Span* spans, const int* limits, const Bias& bias,
+                         int key_heads, int group, int dim, float scale) {
   extern __shared__ __align__(16) unsigned char shared[];
   bf16* q_shared = reinterpret_cast<bf16*>(shared);
   bf16* k_shared = q_shared + TILE * STRIDE<bf16, D>;

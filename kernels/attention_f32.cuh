@@ -73,9 +73,9 @@ template <int D> DEVICE void store_row_f32(float* out, const float (&row)[D / 32
 }
 
 template <int D, int KEYS>
-DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o, signed char* /* o_low */, float* lse, const QueryTile* tiles,
-                        const Span* spans, const int* limits, const Bias& bias, int key_heads, int group, int dim,
-                        float scale) {
+DEVICE void forward_f32(const float* q, const float* k, const float* v, float* o, signed char* /* o_low */, float* lse,
+                        const QueryTile* tiles, const Span* spans, const int* limits, const Bias& bias, int key_heads,
+                        int group, int dim, float scale) {
   extern __shared__ __align__(16) unsigned char shared[];
   float* q_shared = reinterpret_cast<float*>(shared);
   float* k_shared = q_shared + TILE_F32 * STRIDE<float, D>;

@@ -16,10 +16,10 @@ typedef float element_f32;
   TILED(attention_forward_d##D##_##TYPE, BLOCKS)                                                                      \
   (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
    element_##TYPE* __restrict__ o, signed char* __restrict__ o_low, float* __restrict__ lse,                          \
-   const QueryTile* __restrict__ tiles, const Span* __restrict__ spans, const int* __restrict__ limits, const float* __restrict__ bias,                    \
-   const int* __restrict__ query_positions, const int* __restrict__ key_positions, int bias_width, int bias_offset,   \
-   int key_heads, int group, int dim, float scale) {                                                                  \
-    forward_##TYPE<D, __VA_ARGS__>(q, k, v, o, o_low, lse, tiles, spans, limits,                                             \
+   const QueryTile* __restrict__ tiles, const Span* __restrict__ spans, const int* __restrict__ limits,               \
+   const float* __restrict__ bias, const int* __restrict__ query_positions, const int* __restrict__ key_positions,    \
+   int bias_width, int bias_offset, int key_heads, int group, int dim, float scale) {                                 \
+    forward_##TYPE<D, __VA_ARGS__>(q, k, v, o, o_low, lse, tiles, spans, limits,                                      \
                                    Bias{bias, query_positions, key_positions, bias_width, bias_offset}, key_heads,    \
                                    group, dim, scale);                                                                \
   }

@@ -27,13 +27,15 @@ DEVICE float max_of_8(float x) {
   return x;
 }
 
-// bf16 holds 8 bits of a number, too few of o for δ where do·v − δ cancels. The next 8 are kept beside o for the backward
-// pass, as a signed count of 1/256 of bf16's last place.
+// bf16 holds 8 bits of a number, too few of o for δ where do·v − δ cancels. The next 8 are kept beside o for the
+// backward pass, as a signed count of 1/256 of bf16's last place.
 DEVICE signed char low_bits(float x) {
   const int rounded = static_cast<int>(__bfloat16_as_ushort(__float2bfloat16_rn(x))) << 16;
   return static_cast<signed char>(min((__float_as_int(x) - rounded + 128) >> 8, 127));
 }
-DEVICE float with_low_bits(float rounded, signed char low) { return __int_as_float(__float_as_int(rounded) + low * 256); }
+DEVICE float with_low_bits(float rounded, signed char low) {
+  return __int_as_float(__float_as_int(rounded) + low * 256);
+}
 
 // Queries of one forward block, and of one block of dq.
 struct alignas(16) QueryTile {
@@ -108,7 +110,8 @@ struct VisitCursor {
   int next, end;
   Visit now;
 
-  DEVICE VisitCursor(const Visit* visits, const KeyTask& task) : visits(visits), next(task.visits), end(task.visits_end) {
+  DEVICE VisitCursor(const Visit* visits, const KeyTask& task)
+      : visits(visits), next(task.visits), end(task.visits_end) {
     if (!done()) now = visits[next];
   }
   DEVICE bool done() const { return next == end; }
@@ -139,7 +142,9 @@ struct alignas(16) QueryInfo {
   int limit, position;
 };
 
-template <typename T, int D> DEVICE const int& key_position(const T* row) { return *reinterpret_cast<const int*>(row + D); }
+template <typename T, int D> DEVICE const int& key_position(const T* row) {
+  return *reinterpret_cast<const int*>(row + D);
+}
 template <typename T, int D> DEVICE const QueryInfo& query_info(const T* row) {
   return *reinterpret_cast<const QueryInfo*>(row + D);
 }

@@ -4,6 +4,7 @@
 //   gated_<f>_backward  du = dy ∘ f(gate);  dy becomes d gate = dy ∘ up ∘ f'(gate)
 //
 // Launch: 256 threads, 16 bytes a thread: grid ceil(count / (256 · 16 / size)).
+// Registers ≤ 48: 5 blocks an SM, on sm_80 and sm_90.
 // Bytes, in elements: forward 3 count, backward 5 count. FLOPs: about 20 count.
 
 #include "activation.cuh"

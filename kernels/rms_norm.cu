@@ -6,6 +6,7 @@
 //
 // Launch: 256 threads. A row of up to SHORT_ROW elements has a warp, 8 rows a block: grid ceil(rows / 8). A longer row
 // has a block: grid rows. A row is read once from memory; later passes find it in the L1 cache.
+// Registers ≤ 48: 5 blocks an SM, on sm_80 and sm_90.
 // Bytes, in elements: forward 2 rows·cols, add_forward 4 rows·cols, backward 3 (4 if added). FLOPs: 4, 5, 9 rows·cols.
 
 #include "norm.cuh"

@@ -7,6 +7,7 @@
 //
 // Launch: 256 threads; a thread has N elements of a row of the output, 16 bytes, or one if rows are not multiples of
 // that. Grid ceil(output rows · (cols / N) / 256).
+// Registers ≤ 40: 6 blocks an SM, on sm_80 and sm_90.
 // Bytes, in elements: forward 2 rows·cols; backward (limit + rows)·cols.
 
 #include "common.cuh"

@@ -6,8 +6,9 @@
 //! |---|---|
 //! | `prompt.safetensors` | the prompt, readable by itself ([`PromptFile`]) |
 //! | `optimizer.safetensors` | the optimizer's buffers |
+//! | `best.safetensors` | the prompt of the best evaluation so far, if there was one |
 //! | `state.json` | step, place in the data, best metric, history, fingerprints |
-//! | `SHA256SUMS` | the hashes of the three, as `sha256sum -c` reads them |
+//! | `SHA256SUMS` | the hashes of the others, as `sha256sum -c` reads them |
 
 use crate::error::{Error, Place, Result};
 use crate::prompt::file::{PROMPT_FILE, PromptFile};
@@ -21,9 +22,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const BEST_FILE: &str = "best.safetensors";
 const STATE_FILE: &str = "state.json";
 const SUMS_FILE: &str = "SHA256SUMS";
-const FILES: [&str; 3] = [PROMPT_FILE, OPTIMIZER_FILE, STATE_FILE];
 const PREFIX: &str = "checkpoint-";
 /// The layout's version; another one is refused.
 const VERSION: u32 = 1;
@@ -48,6 +49,8 @@ pub struct Best {
     pub value: f64,
     /// The step it was reached at.
     pub step: u64,
+    /// The prompt that reached it.
+    pub prompt: PromptFile,
 }
 
 /// A run's state after `step` steps. Every float comes back with the bits it had.
@@ -103,11 +106,14 @@ impl Checkpoint {
         let dir = run_dir.as_ref().join(format!("{PREFIX}{}", self.step));
         let state = serde_json::to_vec_pretty(&self.state())
             .map_err(|e| Error::op("Checkpoint::save", "state that JSON can hold", e.to_string()))?;
-        let contents = [self.prompt.to_bytes()?, self.optimizer_bytes()?, state];
-        let sums: String =
-            FILES.iter().zip(&contents).map(|(name, bytes)| format!("{}  {name}\n", sha256_hex(bytes))).collect();
+        let mut files = vec![(PROMPT_FILE, self.prompt.to_bytes()?), (OPTIMIZER_FILE, self.optimizer_bytes()?)];
+        if let Some(best) = &self.best {
+            files.push((BEST_FILE, best.prompt.to_bytes()?));
+        }
+        files.push((STATE_FILE, state));
+        let sums: String = files.iter().map(|(name, bytes)| format!("{}  {name}\n", sha256_hex(bytes))).collect();
         storage::atomic_dir(&dir, |tmp| {
-            for (name, bytes) in FILES.iter().zip(&contents) {
+            for (name, bytes) in &files {
                 storage::atomic_write(tmp.join(name), bytes)?;
             }
             storage::atomic_write(tmp.join(SUMS_FILE), sums.as_bytes())
@@ -121,16 +127,16 @@ impl Checkpoint {
     /// `Input` where a file is missing, truncated, edited by hand, or contradicts another; `Io` where the system refuses.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = &storage::existing_dir(dir);
-        let [prompt, optimizer, state] = read_verified(dir)?;
-        drop(prompt); // its hash is right; the prompt's own reader checks the rest
+        let sums = Sums::read(dir)?;
         let path = dir.join(STATE_FILE);
-        let state = parse_state(&state).map_err(|e| e.in_file(&path))?;
-        let prompt = PromptFile::read(dir.join(PROMPT_FILE))?;
+        let state = parse_state(&sums.verified(STATE_FILE)?).map_err(|e| e.in_file(&path))?;
+        let prompt = sums.verified_prompt(PROMPT_FILE)?;
         if prompt.hash() != state.prompt_sha256 {
             let got = format!("the prompt of another checkpoint, {}", prompt.hash());
             return Err(Error::input(Place::file(dir), format!("the prompt {}", state.prompt_sha256), got));
         }
-        let optimizer = TensorFile::from_bytes(&optimizer).map_err(|e| e.in_file(dir.join(OPTIMIZER_FILE)))?;
+        let optimizer =
+            TensorFile::from_bytes(&sums.verified(OPTIMIZER_FILE)?).map_err(|e| e.in_file(dir.join(OPTIMIZER_FILE)))?;
         if let Some(name) = optimizer.others.first() {
             let place = Place::file(dir.join(OPTIMIZER_FILE)).of(name);
             return Err(Error::input(place, "f32 or f64 values", "another type"));
@@ -140,7 +146,7 @@ impl Checkpoint {
             cursor: state.cursor,
             prompt,
             optimizer: optimizer.tensors.into_iter().map(|t| (t.name, t.values)).collect(),
-            best: state.best.map(|b| b.into_best(&path)).transpose()?,
+            best: state.best.map(|b| b.into_best(&path, sums.verified_prompt(BEST_FILE)?)).transpose()?,
             evals_without_gain: state.evals_without_gain,
             history: state.history,
             fingerprints: state.fingerprints,
@@ -202,11 +208,11 @@ impl Checkpoint {
 }
 
 impl BestState {
-    fn into_best(self, path: &Path) -> Result<Best> {
+    fn into_best(self, path: &Path, prompt: PromptFile) -> Result<Best> {
         let value = self.value.parse().map_err(|_| {
             Error::input(Place::file(path).of("best.value"), "a number in quotes", format!("\"{}\"", self.value))
         })?;
-        Ok(Best { metric: self.metric, value, step: self.step })
+        Ok(Best { metric: self.metric, value, step: self.step, prompt })
     }
 }
 
@@ -246,16 +252,16 @@ pub fn latest(run_dir: impl AsRef<Path>) -> Result<Option<PathBuf>> {
     Ok(list(run_dir)?.pop().map(|(_, dir)| dir))
 }
 
-/// Removes all checkpoints of `run_dir` but the newest `keep` and those of the steps in `protect`, and what killed runs
-/// left there half-written. The newest is never removed.
+/// Removes all checkpoints of `run_dir` but the last `keep` up to that of `step`, which is never removed, and what killed
+/// runs left there half-written. Checkpoints of later steps stay: a run that goes on from an earlier one will come by.
 ///
 /// # Errors
 /// `Io` where the system refuses.
-pub fn prune(run_dir: impl AsRef<Path>, keep: usize, protect: &[u64]) -> Result<()> {
+pub fn prune(run_dir: impl AsRef<Path>, keep: usize, step: u64) -> Result<()> {
     let run_dir = run_dir.as_ref();
-    let mut all = list(run_dir)?;
+    let mut all: Vec<_> = list(run_dir)?.into_iter().filter(|(of, _)| *of <= step).collect();
     all.truncate(all.len().saturating_sub(keep.max(1)));
-    for (_, dir) in all.into_iter().filter(|(step, _)| !protect.contains(step)) {
+    for (_, dir) in all {
         storage::recover_dir(&dir)?;
         // Renamed first: a removal that is cut short must not leave half a checkpoint.
         let doomed = storage::aside_name(&dir)?.with_extension(format!("tmp-{}-doomed", std::process::id()));
@@ -265,27 +271,42 @@ pub fn prune(run_dir: impl AsRef<Path>, keep: usize, protect: &[u64]) -> Result<
     if run_dir.is_dir() { storage::remove_leftovers(run_dir, PREFIX) } else { Ok(()) }
 }
 
-/// The three files' bytes, each of the hash that `SHA256SUMS` says.
-fn read_verified(dir: &Path) -> Result<[Vec<u8>; 3]> {
-    if !dir.is_dir() {
-        return Err(Error::input(Place::file(dir), "a checkpoint directory", "nothing there").hint("check the path"));
+/// The hashes that `SHA256SUMS` gives the files of a checkpoint.
+struct Sums<'a> {
+    dir: &'a Path,
+    path: PathBuf,
+    text: String,
+}
+
+impl<'a> Sums<'a> {
+    fn read(dir: &'a Path) -> Result<Self> {
+        if !dir.is_dir() {
+            let place = Place::file(dir);
+            return Err(Error::input(place, "a checkpoint directory", "nothing there").hint("check the path"));
+        }
+        let path = dir.join(SUMS_FILE);
+        let text = String::from_utf8_lossy(&storage::read_limited(&path, 1 << 16)?).into_owned();
+        Ok(Self { dir, path, text })
     }
-    let sums_path = dir.join(SUMS_FILE);
-    let sums = storage::read_limited(&sums_path, 1 << 16)?;
-    let sums = String::from_utf8_lossy(&sums);
-    let read = |name: &str| {
-        let line = sums.lines().find_map(|line| line.strip_suffix(name)?.strip_suffix("  "));
-        let want = line.ok_or_else(|| Error::input(Place::file(&sums_path), format!("a line for {name}"), "none"))?;
-        let path = dir.join(name);
+
+    /// The bytes of file `name`, if they have the hash that they should.
+    fn verified(&self, name: &str) -> Result<Vec<u8>> {
+        let damaged = |path: &Path, expected: String, got: String| {
+            Error::input(Place::file(path), expected, got)
+                .hint("the file is truncated or was edited; resume from another checkpoint")
+        };
+        let line = self.text.lines().find_map(|line| line.strip_suffix(name)?.strip_suffix("  "));
+        let want = line.ok_or_else(|| damaged(&self.path, format!("a line for {name}"), "none".to_string()))?;
+        let path = self.dir.join(name);
         let bytes = storage::read_limited(&path, MAX_BYTES)?;
         let got = sha256_hex(&bytes);
-        if want == got {
-            return Ok(bytes);
-        }
-        Err(Error::input(Place::file(&path), format!("SHA-256 {want}"), got)
-            .hint("the file is truncated or was edited; resume from another checkpoint"))
-    };
-    Ok([read(FILES[0])?, read(FILES[1])?, read(FILES[2])?])
+        if want == got { Ok(bytes) } else { Err(damaged(&path, format!("SHA-256 {want}"), got)) }
+    }
+
+    fn verified_prompt(&self, name: &str) -> Result<PromptFile> {
+        drop(self.verified(name)?); // the prompt's own reader checks the rest
+        PromptFile::read(self.dir.join(name))
+    }
 }
 
 fn parse_state(bytes: &[u8]) -> Result<State> {

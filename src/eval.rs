@@ -62,13 +62,15 @@ impl Labels {
     fn checked(labels: Vec<(String, Vec<u32>, Vec<u32>)>) -> Result<Self> {
         let place = || Place::item("labels");
         if labels.len() < 2 {
-            return Err(Error::input(place(), "at least two labels to choose from", labels.len().to_string()));
+            return Err(Error::input(place(), "at least two labels to choose from", labels.len().to_string())
+                .hint("rows of several labels, or several labels given, make something to choose from"));
         }
         let mut all = Self::default();
         for (text, ids, unspaced) in labels {
             if let Some(other) = all.ids.iter().position(|other| *other == ids) {
                 let got = format!("{:?} and {text:?} with the same tokens", all.texts[other]);
-                return Err(Error::input(place(), "labels that differ in their tokens", got));
+                return Err(Error::input(place(), "labels that differ in their tokens", got)
+                    .hint("remove one, or spell it otherwise"));
             }
             all.texts.push(text);
             all.ids.push(ids);

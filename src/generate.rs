@@ -121,10 +121,12 @@ impl<'a> Generator<'a> {
         for (index, ids) in inputs.iter().enumerate() {
             let place = || Place::item(format!("input {index}"));
             if ids.is_empty() && self.prompt_rows == 0 {
-                return Err(Error::input(place(), "at least one token, as there is no prompt", "none"));
+                return Err(Error::input(place(), "at least one token, as there is no prompt", "none")
+                    .hint("give a text, or a prompt"));
             }
             if ids.len() > limit {
-                return Err(Error::input(place(), format!("at most {limit} tokens"), ids.len().to_string()));
+                return Err(Error::input(place(), format!("at most {limit} tokens"), ids.len().to_string())
+                    .hint("prompt and text share the model's positions: shorten the text"));
             }
             sequences.push(Growing {
                 ids: ids.to_vec(),

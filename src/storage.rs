@@ -291,24 +291,19 @@ mod tests {
         let path = dir.path().join("file");
         atomic_write(&path, b"old").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
-        if File::create(dir.path().join("probe")).is_ok() {
-            eprintln!("SKIPPED: this user may write to read-only directories");
-            return;
-        }
+        // Where that binds nobody (the user is root), one that the kernel keeps.
+        let binds = File::create(dir.path().join("probe")).is_err();
+        let path = if binds { path } else { PathBuf::from("/sys/file") };
         for error in [atomic_write(&path, b"new").unwrap_err(), atomic_dir(path, |_| Ok(())).unwrap_err()] {
             assert_eq!(error.exit_code(), 7, "{error}");
         }
-        assert_eq!(names(dir.path()), ["file"]);
+        assert!(!binds || names(dir.path()) == ["file"]);
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_is_an_io_error_and_the_device_survives() {
-        if !Path::new("/dev/full").exists() {
-            eprintln!("SKIPPED: no /dev/full");
-            return;
-        }
         let error = atomic_write("/dev/full", b"x").unwrap_err();
         assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull), "{error:?}");
         assert_eq!(error.exit_code(), 7);

@@ -89,7 +89,7 @@ check() {
   cd "$(dirname "$0")"
   rm -rf logs results.txt
   mkdir logs
-  export SOFTPROMPT_TEST_ROOT=$PWD SOFTPROMPT_TEST_GPU=1 SOFTPROMPT_REQUIRE_ALL=1
+  export SOFTPROMPT_TEST_ROOT=$PWD SOFTPROMPT_TEST_GPU=1
   if [[ ${1:-} == dry ]]; then
     # The stand-in as if it were NVIDIA's; its checks off, for the time they take.
     export LD_LIBRARY_PATH=$PWD/standin PTXSIM_CHECKS=0
@@ -106,15 +106,16 @@ check() {
     printf '%-72s %-6s %8s\n' name result seconds
   } | tee -a results.txt
 
-  local names=() name program
+  local names=() name program log
   for program in tests/*; do
     [[ -f $program && -x $program ]] || continue
     mapfile -t names < <("$program" --list 2> /dev/null | sed -n 's/: test$//p')
     ((${#names[@]} > 0)) || { row "$program" failed 0; failed=$((failed + 1)); }
     for name in "${names[@]}"; do
-      result=ok
-      seconds=$(timed "$(basename "$program").${name//::/.}" "$program" --exact "$name" --nocapture) || result=FAILED
+      result=ok log=$(basename "$program").${name//::/.}
+      seconds=$(timed "$log" "$program" --exact "$name" --nocapture) || result=FAILED
       [[ $result == ok ]] || failed=$((failed + 1))
+      if [[ $result == ok ]] && grep -q SKIPPED: "logs/$log"; then result=skip; fi
       row "$(basename "$program") $name" $result "$seconds"
     done
   done

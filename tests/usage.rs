@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::bench::{Bench, refused, run, tensor, text};
+use common::bench::{Bench, letters, refused, run, tensor, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -124,4 +124,72 @@ fn names_in_files_do_not_steer_the_terminal() {
         let output = run(all);
         assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{arguments:?}");
     }
+}
+
+#[test]
+fn values_out_of_range_are_refused_with_advice() {
+    let bench = Bench::new();
+    bench.write("model/tokenizer.json", letters().1);
+    let (model, rows, out) = (bench.at("model"), bench.at("rows.jsonl"), bench.at("run"));
+    let train = |more: &[&str]| {
+        let flags = ["train", "--quiet", "--model", &model, "--train-file", &rows, "--output-dir", &out];
+        run(flags.into_iter().chain(more.iter().copied()))
+    };
+    let mut cases: Vec<(i32, &[&str])> = vec![(2, &["--max-steps", "1", "--max-steps", "2"])];
+    for flags in [
+        &["--num-virtual-tokens", "0"][..],
+        &["--num-virtual-tokens", "1000000000000"],
+        &["--num-virtual-tokens", "128"],
+        &["--learning-rate", "-1"],
+        &["--learning-rate", "nan"],
+        &["--learning-rate", "1e400"],
+        &["--per-device-train-batch-size", "0"],
+        &["--max-steps", "0"],
+        &["--optim", "sgd"],
+        &["--eval-fraction", "1"],
+        &["--output-dir", ""],
+    ] {
+        // The path is given twice above; alone it is a value out of range.
+        cases.push((if flags[0] == "--output-dir" { 2 } else { 3 }, flags));
+    }
+    for (code, flags) in cases {
+        refused(
+            &format!("{flags:?}"),
+            &train(flags),
+            code,
+            &[flags[0].trim_start_matches("--").split('-').next().unwrap()],
+        );
+        assert!(!Path::new(&out).exists(), "{flags:?}");
+    }
+    for (text, line) in [("learning_rate = ", 1), ("seed = 1\nseed = 2", 2), ("seed = \"x\"", 1)] {
+        bench.write("run.toml", text);
+        refused(text, &train(&["--config", &bench.at("run.toml")]), 3, &[&format!("run.toml:{line}")]);
+    }
+    for flags in [["--temperature", "nan"], ["--top-p", "0"], ["--top-p", "2"]] {
+        let all = ["generate", "--model", &model, "--text", "a"].into_iter().chain(flags);
+        refused(&format!("{flags:?}"), &run(all), 3, &[&flags[0][2..5]]);
+    }
+    refused("no text", &run(["generate", "--model", &model, "--text", ""]), 4, &["input 0"]);
+    let eval = ["eval", "--model", &model, "--data", &rows];
+    refused("no row", &run(eval.into_iter().chain(["--limit", "0"])), 4, &["rows.jsonl", "--limit"]);
+    for labels in [&["--label", "a"][..], &["--label", "a", "--label", "a"]] {
+        refused("labels", &run(eval.into_iter().chain(labels.iter().copied())), 4, &["labels"]);
+    }
+}
+
+#[test]
+fn lines_that_are_no_text_are_refused_by_number() {
+    let bench = Bench::new();
+    bench.write("model/tokenizer.json", letters().1);
+    bench.write("lines", b"one\r\ntwo\nthr\xffe\n");
+    let generate = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_softprompt"));
+        command.args(["generate", "--model", &bench.at("model"), "--max-new-tokens", "1"]);
+        command.stdin(fs::File::open(bench.path("lines")).unwrap()).output().unwrap()
+    };
+    refused("not UTF-8", &generate(), 4, &["stdin:3", "column 4"]);
+    bench.write("lines", "one\r\ntwo\n");
+    let output = generate();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).lines().count(), 2);
 }

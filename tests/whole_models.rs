@@ -188,3 +188,32 @@ fn a_stream_with_nothing_scored_has_no_gradient() {
         assert_eq!(result.grad.to_f64_vec().unwrap(), vec![0.0; 3 * config.hidden_size]);
     }
 }
+
+#[test]
+fn wide_models_in_f32_are_near_those_in_f64() {
+    // Wide enough that products and heads are summed in f32, which narrow models' are not.
+    let wide = |config: ModelConfig| ModelConfig {
+        hidden_size: config.num_attention_heads * 34,
+        intermediate_size: 300,
+        head_dim: 34,
+        vocab_size: 700,
+        ..config
+    };
+    for config in [llama(3), qwen2(2), gpt2(3)].map(wide) {
+        for lengths in BATCHES {
+            let [narrow, exact] = [DType::F32, DType::F64].map(|dtype| {
+                let options = ModelOptions { dtype, ..F64 };
+                let model = Model::random(config.clone(), 7, &Device::cpu(Some(2)).unwrap(), options).unwrap();
+                // A prompt that f32 holds exactly.
+                let values: Vec<f64> = Random::new(51).numbers(9 * config.hidden_size);
+                let values: Vec<f64> = values.into_iter().map(|x| f64::from(x as f32)).collect();
+                let prompt = model.prompt_from(9, &values).unwrap();
+                let found = model.loss_and_grad(&prompt, &batch(&config, lengths, 52)).unwrap();
+                (found.loss.mean, found.grad.to_f64_vec().unwrap())
+            });
+            let what = format!("{:?} {lengths:?}", config.family);
+            close(&format!("{what}: loss"), &[narrow.0], &[exact.0], 1e-6);
+            close(&format!("{what}: gradient"), &narrow.1, &exact.1, 2e-5);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! `softprompt eval`: how good a prompt is on labelled rows.
 
+use super::generate::{cut, ends};
 use super::options::{DataArgs, ModelArgs, encoder, left_out, prompt_for};
 use super::{Terminal, refuse_to_overwrite};
 use crate::data::{Dataset, TextEncoder};
@@ -35,6 +36,9 @@ pub(super) struct EvalArgs {
     /// Generate instead, and count texts that equal the target
     #[arg(long)]
     generate: bool,
+    /// With --generate, end a text where this stands in it; repeat it
+    #[arg(long, value_name = "TEXT", requires = "generate", allow_hyphen_values = true)]
+    stop: Vec<String>,
     /// New tokens of a generated text, at most
     #[arg(long, value_name = "N", default_value_t = 32)]
     max_new_tokens: usize,
@@ -65,7 +69,8 @@ pub(super) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<()> {
     let all_labels = if args.generate { None } else { Some(labels(args, &model, &dataset)?) };
     dataset.examples.truncate(args.limit.unwrap_or(usize::MAX));
     if dataset.examples.is_empty() {
-        return Err(Error::input(Place::file(&args.data), "at least one row", "none"));
+        return Err(Error::input(Place::file(&args.data), "at least one row", "none")
+            .hint("no row is left by --limit, --max-length and --on-long"));
     }
     let mut result = match &all_labels {
         Some(labels) => by_ranking(args, &model, &prompt, &dataset, labels, terminal)?,
@@ -136,14 +141,8 @@ fn by_generating(
     dataset: &Dataset,
     terminal: &Terminal,
 ) -> Result<serde_json::Value> {
-    let texts = generated(
-        model,
-        prompt,
-        dataset,
-        args.batch_size as usize,
-        args.max_new_tokens,
-        progress(terminal, "generated"),
-    )?;
+    let limits = Limits { new_tokens: args.max_new_tokens, stops: &args.stop };
+    let texts = generated(model, prompt, dataset, args.batch_size as usize, limits, progress(terminal, "generated"))?;
     if let Some(path) = &args.predictions {
         let lines = dataset.examples.iter().zip(&texts);
         let content: String = lines
@@ -156,29 +155,38 @@ fn by_generating(
     Ok(json!({"exact_match": exact, "loss": loss}))
 }
 
-/// Target and generated text of every row. A text ends where its target's length in lines does, or at the end token.
+/// Where generated texts end, besides at the end token.
+#[derive(Clone, Copy)]
+pub(super) struct Limits<'a> {
+    /// New tokens, at most.
+    pub(super) new_tokens: usize,
+    /// Texts that end it, not counted to it.
+    pub(super) stops: &'a [String],
+}
+
+/// Target and generated text of every row. Of a target of one line the first line generated counts.
 pub(super) fn generated(
     model: &Model,
     prompt: &Tensor,
     dataset: &Dataset,
     batch_size: usize,
-    max_new_tokens: usize,
+    limits: Limits<'_>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<(String, String)>> {
     let tokenizer = model.require_tokenizer()?;
     let generator = Generator::new(model, prompt)?;
-    let end = tokenizer.eos_id();
     let mut texts = Vec::with_capacity(dataset.examples.len());
     for examples in dataset.examples.chunks(batch_size) {
         let inputs: Vec<&[u32]> = examples.iter().map(|example| example.input_ids.as_slice()).collect();
-        let mut stop = |new: &[u32]| new.last().copied() == end && end.is_some();
-        let new = generator.generate(&inputs, max_new_tokens, Sampling::GREEDY, &mut stop)?;
+        let mut stop = |new: &[u32]| ends(tokenizer, new, limits.stops);
+        let new = generator.generate(&inputs, limits.new_tokens, Sampling::GREEDY, &mut stop)?;
         for (example, ids) in examples.iter().zip(new) {
             let target = match &example.target_text {
                 Some(text) => text.clone(),
                 None => tokenizer.decode(&example.target_ids, true)?,
             };
-            let text = tokenizer.decode(&ids, true)?;
+            let mut text = tokenizer.decode(&ids, true)?;
+            text.truncate(cut(&text, limits.stops).unwrap_or(text.len()));
             // A target of one line is compared with the first line: models trained without an end token go on.
             let text = if target.trim().contains('\n') {
                 text.as_str()

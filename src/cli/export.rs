@@ -19,7 +19,7 @@ pub(super) struct ExportArgs {
     /// Where to write: a directory for peft, else a file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// The model, whose layers and heads PEFT's configuration names
+    /// The model, whose layers and heads PEFT's configuration names; without it PEFT finds them when it loads the adapter
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// The base model's name in PEFT's configuration; without it the one in the prompt's file, or --model

@@ -2,8 +2,9 @@
 
 use super::Terminal;
 use super::options::{ModelArgs, encoder, prompt_for};
+use crate::data::tokenizer::Tokenizer;
 use crate::data::{ExampleOptions, RecordReader, Template, TextEncoder};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::generate::{Generator, Sampling};
 use serde_json::json;
 use std::io::BufRead;
@@ -64,26 +65,25 @@ pub(super) fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<()> {
     for texts in texts.chunks(args.batch_size as usize) {
         let ids = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let inputs: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-        let mut stop = |new: &[u32]| {
-            let is_end = tokenizer.eos_id().is_some() && new.last().copied() == tokenizer.eos_id();
-            is_end
-                || (!args.stop.is_empty()
-                    && tokenizer.decode(new, true).is_ok_and(|text| cut(&text, &args.stop).is_some()))
-        };
+        let mut stop = |new: &[u32]| ends(tokenizer, new, &args.stop);
         let new = generator.generate(&inputs, args.max_new_tokens, sampling, &mut stop)?;
         for (text, ids) in texts.iter().zip(new) {
             let mut generated = tokenizer.decode(&ids, true)?;
-            if let Some(end) = cut(&generated, &args.stop) {
-                generated.truncate(end);
-            }
+            generated.truncate(cut(&generated, &args.stop).unwrap_or(generated.len()));
             terminal.result(&json!({"text": text, "generated": generated, "tokens": ids.len()}), &generated)?;
         }
     }
     Ok(())
 }
 
+/// Whether the `new` tokens end with the end token or hold a stop text.
+pub(super) fn ends(tokenizer: &Tokenizer, new: &[u32], stops: &[String]) -> bool {
+    let is_end = tokenizer.eos_id().is_some() && new.last().copied() == tokenizer.eos_id();
+    is_end || (!stops.is_empty() && tokenizer.decode(new, true).is_ok_and(|text| cut(&text, stops).is_some()))
+}
+
 /// Where the first of the stop texts begins.
-fn cut(text: &str, stops: &[String]) -> Option<usize> {
+pub(super) fn cut(text: &str, stops: &[String]) -> Option<usize> {
     stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop.as_str())).min()
 }
 
@@ -102,6 +102,14 @@ fn texts(args: &GenerateArgs) -> Result<Vec<String>> {
     if !args.texts.is_empty() {
         return Ok(args.texts.clone());
     }
-    let lines = std::io::stdin().lock().lines();
-    lines.map(|line| line.map_err(|error| Error::io("stdin", "read", error))).collect()
+    let text = |(line, number): (std::io::Result<Vec<u8>>, u64)| {
+        let line = line.map_err(|error| Error::io("stdin", "read", error))?;
+        String::from_utf8(line).map(|line| line.trim_end_matches('\r').to_string()).map_err(|error| {
+            let column = error.utf8_error().valid_up_to() + 1;
+            let place = Place::file("stdin").at_line(number);
+            Error::input(place, "UTF-8 text", format!("other bytes at column {column}"))
+                .hint("convert the text to UTF-8")
+        })
+    };
+    std::io::stdin().lock().split(b'\n').zip(1..).map(text).collect()
 }

@@ -3,17 +3,18 @@
 use super::export::written;
 use super::options::ComputeArgs;
 use super::{Terminal, refuse_to_overwrite};
-use crate::error::Result;
+use crate::error::{Error, Place, Result};
 use crate::prompt::PromptFile;
 use crate::prompt::file::PROMPT_FILE;
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ImportArgs {
     /// A PEFT adapter directory, or a .safetensors or .npy file
     #[arg(value_name = "PROMPT")]
     prompt: PathBuf,
-    /// Where to write: a directory gets prompt.safetensors
+    /// Where to write: a .safetensors file, or a directory, which gets prompt.safetensors
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// The model that the prompt must fit
@@ -27,8 +28,7 @@ pub(super) struct ImportArgs {
 }
 
 pub(super) fn run(args: &ImportArgs, terminal: &Terminal) -> Result<()> {
-    let is_file = args.out.extension().is_some_and(|extension| extension == "safetensors");
-    let out = if is_file { args.out.clone() } else { args.out.join(PROMPT_FILE) };
+    let out = target(&args.out)?;
     refuse_to_overwrite(&out, args.force)?;
     let mut prompt = PromptFile::read(&args.prompt)?;
     if let Some(model) = &args.model {
@@ -38,4 +38,16 @@ pub(super) fn run(args: &ImportArgs, terminal: &Terminal) -> Result<()> {
     }
     prompt.write(&out)?;
     written(&prompt, &out, terminal)
+}
+
+/// The file to write: `out` if its name says so, else one in the directory `out`.
+fn target(out: &Path) -> Result<PathBuf> {
+    match out.extension().and_then(OsStr::to_str).unwrap_or_default() {
+        "safetensors" if !out.is_dir() => Ok(out.to_path_buf()),
+        other @ ("npy" | "npz" | "bin" | "pt" | "pth" | "json" | "gguf") if !out.is_dir() => {
+            Err(Error::usage(Place::file(out), "a .safetensors file or a directory", format!("a .{other} file"))
+                .hint("`softprompt export` writes the forms of other tools"))
+        }
+        _ => Ok(out.join(PROMPT_FILE)),
+    }
 }

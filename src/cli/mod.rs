@@ -60,7 +60,8 @@ macro_rules! derived {
     ($name:literal, $module:ident :: $Args:ident, $about:literal) => {
         Command {
             name: $name,
-            build: |command| $module::$Args::augment_args(command.about($about)),
+            // Last, as the flattened structs of flags bring descriptions of their own.
+            build: |command| $module::$Args::augment_args(command).about($about).long_about(None),
             run: |matches, terminal| {
                 let args = $module::$Args::from_arg_matches(matches).map_err(|error| usage(&error))?;
                 $module::run(&args, terminal)
@@ -122,7 +123,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::from(2) };
     let Some(entry) = COMMANDS.iter().find(|entry| entry.name == name) else { return ExitCode::from(2) };
     let terminal = Terminal { json: matches.get_flag("json"), quiet: matches.get_flag("quiet") };
-    ExitCode::from(guarded(&terminal, || (entry.run)(matches, &terminal)))
+    // A bad value is told with what would be right; the whole list is never far.
+    let advised = |error: Error| match error {
+        Error::Usage(_) | Error::Config(_) => error.or_hint(format!("see softprompt {name} --help")),
+        _ => error,
+    };
+    ExitCode::from(guarded(&terminal, || (entry.run)(matches, &terminal).map_err(advised)))
 }
 
 /// Runs `work`, reports how it failed, and gives the exit code. A panic is a bug: 1.
@@ -178,7 +184,7 @@ fn described(error: &Error) -> String {
     }
 }
 
-/// What to do about a refusal of the operating system, where it is plain.
+/// What to do about a refusal of the operating system.
 fn system_hint(error: &Error) -> Option<&'static str> {
     let Error::Io { source, .. } = error else { return None };
     Some(match source.kind() {
@@ -186,7 +192,7 @@ fn system_hint(error: &Error) -> Option<&'static str> {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "choose a place that you may write to",
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "a part of the path is a file, not a directory",
         io::ErrorKind::IsADirectory => "give the path of a file, not of a directory",
-        _ => return None,
+        _ => "the system refused: check the path, the disk and its rights",
     })
 }
 
@@ -260,6 +266,16 @@ mod tests {
     #[test]
     fn the_flags_are_well_formed() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_not_what_its_flags_do() {
+        for (entry, built) in COMMANDS.iter().zip(command().get_subcommands()) {
+            let about = built.get_about().map(ToString::to_string).unwrap_or_default();
+            let verbs = ["Tune", "Score", "Continue", "Write", "Show", "Turn", "Report"];
+            assert!(verbs.iter().any(|verb| about.starts_with(verb)), "{}: {about}", entry.name);
+            assert!(built.get_long_about().is_none(), "{}", entry.name);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `softprompt train`: a run from its configuration to its summary. The flags come from the table of keys.
 
 use super::Terminal;
-use super::eval::generated;
+use super::eval::{Limits, generated};
 use super::options::{encoder, left_out, longest};
 use crate::config::{KEYS, Metric, Precision, PromptInit, TrainConfig, Weights, environment};
 use crate::data::{Dataset, TextEncoder};
@@ -73,6 +73,13 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     let weights = if config.weights == Weights::Widened { WeightStorage::Widened } else { WeightStorage::Mapped };
     let model = Model::open(&config.model, &device, ModelOptions { dtype, weights })?;
 
+    let limit = model.config().max_position_embeddings;
+    if config.num_virtual_tokens >= limit {
+        let place = Place::item("num_virtual_tokens");
+        let expected = format!("fewer than {limit}, the model's positions");
+        return Err(Error::config(place, expected, config.num_virtual_tokens.to_string())
+            .hint("prompt and text share the model's positions"));
+    }
     let mut options = config.example_options(model.config().vocab_size)?;
     options.max_length = longest(&model, config.num_virtual_tokens, Some(config.max_length));
     let all = Dataset::load(&config.train_file, &options, encoder(&model))?;
@@ -207,8 +214,8 @@ impl<'a> Evaluation<'a> {
         }
         if self.metric == Metric::ExactMatch {
             let longest = self.dataset.examples.iter().map(|example| example.target_ids.len()).max().unwrap_or(0);
-            let limit = longest + Self::SPARE_TOKENS;
-            let texts = generated(self.model, prompt, self.dataset, self.batch_size, limit, |_, _| ())?;
+            let limits = Limits { new_tokens: longest + Self::SPARE_TOKENS, stops: &[] };
+            let texts = generated(self.model, prompt, self.dataset, self.batch_size, limits, |_, _| ())?;
             let pairs = texts.iter().map(|(target, text)| (text.as_str(), target.as_str()));
             metrics.push(("exact_match", exact_match_rate(pairs, Normalise::Trim)));
         }

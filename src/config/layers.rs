@@ -198,6 +198,7 @@ fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
         None => place,
     };
     Error::config(place, "TOML", error.message().trim().replace('\n', ", "))
+        .hint("a line is key = value, with texts in quotes, and a key stands once")
 }
 
 /// The line, counted from 1, of the byte at `offset`.

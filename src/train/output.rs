@@ -32,16 +32,35 @@ pub(super) struct Output {
 /// # Errors
 /// [`Error::Config`], with advice.
 pub fn refuse_to_overwrite(dir: &Path, resume: &Resume) -> Result<()> {
-    let holds_a_run = [CONFIG_FILE, METRICS_FILE].iter().any(|name| dir.join(name).exists());
-    if *resume == Resume::Last(false) && holds_a_run {
-        return Err(Error::config(
-            Place::file(dir).of("output_dir"),
-            "a new or empty directory",
-            "one that holds a run",
-        )
-        .hint("take another --output-dir, or --resume true to go on"));
+    if *resume == Resume::Last(false) && holds_a_run(dir) {
+        let place = Place::file(dir).of("output_dir");
+        return Err(Error::config(place, "a new or empty directory", "one that holds a run")
+            .hint("take another --output-dir, or --resume true to go on"));
     }
     Ok(())
+}
+
+fn holds_a_run(dir: &Path) -> bool {
+    [CONFIG_FILE, METRICS_FILE].iter().any(|name| dir.join(name).exists())
+}
+
+/// Refuses to go on from `checkpoint`, found in `from`, in a directory that holds another run.
+fn refuse_another_run(dir: &Path, from: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    let is_inside = from.canonicalize().is_ok_and(|from| {
+        let parent = from.parent().map(Path::to_path_buf);
+        dir.canonicalize().is_ok_and(|dir| parent == Some(dir))
+    });
+    // A checkpoint that was moved away is known by its run's other checkpoints; damaged ones tell nothing.
+    let is_known = || -> Result<bool> {
+        let loaded = checkpoint::list(dir)?.into_iter().filter_map(|(_, path)| Checkpoint::load(path).ok());
+        Ok(loaded.map(|other| other.fingerprints).any(|other| other == checkpoint.fingerprints))
+    };
+    if is_inside || !holds_a_run(dir) || is_known()? {
+        return Ok(());
+    }
+    let got = format!("one that holds another run than that of {}", from.display());
+    Err(Error::config(Place::file(dir).of("output_dir"), "a new or empty directory, or the checkpoint's own", got)
+        .hint("take another --output-dir"))
 }
 
 impl Output {
@@ -94,6 +113,16 @@ impl Output {
         Ok(prompt.hash())
     }
 
+    /// Makes `best` the best prompt: at a resume the directory may hold one of a later step than the checkpoint's, or none.
+    pub(super) fn put_best(&self, best: Option<&PromptFile>) -> Result<()> {
+        let path = self.prompt_path("best");
+        match best {
+            Some(prompt) => prompt.write(path),
+            None if path.exists() => std::fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error)),
+            None => Ok(()),
+        }
+    }
+
     /// Writes metrics of `split` after `step` steps.
     pub(super) fn log(&mut self, step: u64, split: &str, metrics: &[(&str, f64)]) -> Result<()> {
         if let Some(log) = &mut self.log {
@@ -114,7 +143,7 @@ impl Output {
             log.sync()?;
         }
         let path = checkpoint.save(&self.dir)?;
-        checkpoint::prune(&self.dir, KEEP, &[])?;
+        checkpoint::prune(&self.dir, KEEP, checkpoint.step)?;
         Ok(path)
     }
 }
@@ -132,5 +161,6 @@ pub(super) fn to_resume(training: &Training<'_>) -> Result<Option<Checkpoint>> {
     let found = Checkpoint::load(&dir)?;
     let (rows, cols) = (training.config.num_virtual_tokens, training.model.config().hidden_size);
     found.expect(&training.fingerprints()?, rows, cols).map_err(|error| error.in_file(&dir))?;
+    refuse_another_run(&training.config.output_dir, &dir, &found)?;
     Ok(Some(found))
 }

@@ -71,6 +71,7 @@ impl<'a> Run<'a> {
         let mut optimizer = Optimizer::new(&training.optimizer(), &initial)?;
         let state = match resumed {
             Some(checkpoint) => {
+                output.put_best(checkpoint.best.as_ref().map(|best| &best.prompt))?;
                 optimizer.load_state(&checkpoint.optimizer)?;
                 let wrong = |error: serde_json::Error| {
                     Error::input(Place::item("state.json"), "a state that this version wrote", error.to_string())
@@ -163,12 +164,13 @@ impl<'a> Run<'a> {
         }
         let loss = nll / examples.label_tokens as f64;
         let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
-        if !loss.is_finite() || !device.run(|| is_finite(&gradient))? {
-            return Err(self.diverged("loss and gradient", loss, &examples));
-        }
         let config = self.training.config;
         let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f64::INFINITY };
         let grad_norm = device.run(|| clip_grad_norm(&mut gradient, limit))?;
+        // A norm is finite exactly if every element is: squares are added in f64.
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(self.diverged("loss and gradient", loss, &examples));
+        }
         let learning_rate = self.schedule.at(self.state.step);
         self.state.optimizer.step(&mut self.state.prompt, &gradient, learning_rate)?;
         if !device.run(|| is_finite(&self.state.prompt))? {
@@ -258,8 +260,10 @@ impl<'a> Run<'a> {
             false => value < best.value,
         });
         if is_best {
-            self.output.save_prompt("best", &self.state.prompt, self.state.step)?;
-            self.state.best = Some(Best { metric: wanted.to_string(), value, step: self.state.step });
+            let step = self.state.step;
+            let best = Best { metric: wanted.to_string(), value, step, prompt: self.output.prompt(&prompt, step)? };
+            self.output.put_best(Some(&best.prompt))?;
+            self.state.best = Some(best);
             self.state.evals_without_gain = 0;
         } else {
             self.state.evals_without_gain += 1;

@@ -46,6 +46,7 @@ pub fn table() -> Vec<Case> {
     ops.extend(attention());
     ops.extend(embedding());
     ops.extend(cross_entropy());
+    ops.extend(head_sizes());
     ops.into_iter().zip(1..).map(|(op, seed)| Case { op, seed, in_bf16: false }).collect()
 }
 
@@ -139,6 +140,14 @@ fn attention() -> Vec<Op> {
         push(heads, dim, 0, 0);
     }
     ops
+}
+
+/// A head of every size that kernels are compiled for, and of some between them.
+fn head_sizes() -> Vec<Op> {
+    let examples = vec![(0, 9, 5), (0, 2, 1), (0, 20, 0)];
+    let mask = Mask::Causal { prompts: vec![5], examples, trimmed: false };
+    let sizes = [32, 33, 64, 80, 96, 128, 250, 256];
+    sizes.map(|dim| Op::Attention { heads: (2, 1), dim, mask: mask.clone(), query_grad: ALL, key_grad: ALL }).into()
 }
 
 fn embedding() -> Vec<Op> {

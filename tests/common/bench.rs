@@ -120,3 +120,13 @@ pub fn raw(header: &str, data: &[u8]) -> Vec<u8> {
 pub fn tensor(name: &str, dtype: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
     raw(&json!({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, data.len()]}}).to_string(), data)
 }
+
+/// The letters, a blank and a full stop as tokens of their own, from id 2: enough to write rows as text.
+pub fn letters() -> (Vec<(char, u32)>, String) {
+    let tokens: Vec<(char, u32)> = ('a'..='z').chain(" .".chars()).zip(2..).collect();
+    let vocabulary: serde_json::Map<_, _> = tokens.iter().map(|(token, id)| (token.to_string(), json!(id))).collect();
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+    (tokens, tokenizer.to_string())
+}

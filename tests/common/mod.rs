@@ -11,6 +11,13 @@ fn carried() -> Option<PathBuf> {
     std::env::var_os("SOFTPROMPT_TEST_ROOT").filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
+/// Says aloud that this machine lacks what a test needs; where all must run (`SOFTPROMPT_REQUIRE_ALL`), the test fails.
+pub fn skip(lacking: &str) {
+    let required = std::env::var("SOFTPROMPT_REQUIRE_ALL").is_ok_and(|value| !value.is_empty() && value != "0");
+    assert!(!required, "{lacking}, and SOFTPROMPT_REQUIRE_ALL says that every test must run");
+    eprintln!("SKIPPED: {lacking}");
+}
+
 /// The folder of golden files.
 pub fn golden(name: &str) -> PathBuf {
     carried().unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("tests/golden").join(name)
