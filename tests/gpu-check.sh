@@ -129,7 +129,7 @@ check() {
   if [[ ${1:-} == dry ]]; then
     # The smallest there is: the stand-in is slow.
     bench "step smollm2-135m 1 1 2 f32" f32 ./benches/step smollm2-135m 1 1 2
-    bench "ops add f32" f32 ./benches/ops add --sample-count 1 --sample-size 1
+    bench "ops add f32" f32 ./benches/ops --bench add --sample-count 1 --sample-size 1
   else
     local dtype shape
     for dtype in bf16 f32; do
@@ -138,7 +138,7 @@ check() {
         # shellcheck disable=SC2086
         bench "step $shape $dtype" $dtype ./benches/step $shape
       done
-      bench "ops $dtype" $dtype ./benches/ops
+      bench "ops $dtype" $dtype ./benches/ops --bench
     done
   fi
   { echo; for log in logs/bench.*; do echo "== ${log#logs/bench.}"; cat "$log"; done; } >> results.txt
