@@ -1,5 +1,8 @@
 //! Every op at the shapes of a 135M model's layer, forward and backward: `cargo bench --bench ops`.
 //!
+//! `SOFTPROMPT_BENCH_DEVICE` is `cpu`, `cuda` or `cuda:N`, `SOFTPROMPT_BENCH_DTYPE` the type to compute in. A GPU is waited
+//! for in every round, so what takes some microseconds there is the launch.
+//!
 //! P = 100, 32 examples of 31 rows: 1092 rows of width 576, 9 query heads on 3 key heads of 64, 1536 inside the MLP.
 
 use divan::Bencher;
@@ -9,7 +12,7 @@ use softprompt::layout::{Layout, Sequence};
 use softprompt::ops::{self, Activation, Pairing, attention::Heads, rope::Rotation};
 use softprompt::tape::{Tape, Var};
 use softprompt::weights::{Format, Matrix, Orientation, StoredTensor};
-use softprompt::{Device, Tensor};
+use softprompt::{DType, Device, Tensor};
 use std::sync::Arc;
 
 const ROWS: usize = 1092;
@@ -21,13 +24,25 @@ fn main() {
     divan::main();
 }
 
+fn setting(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_string())
+}
+
 fn device() -> Device {
-    Device::cpu(None).expect("threads")
+    Device::named(&setting("SOFTPROMPT_BENCH_DEVICE", "cpu"), None).expect("a device")
+}
+
+fn dtype() -> DType {
+    DType::named(&setting("SOFTPROMPT_BENCH_DTYPE", "f32")).expect("a type")
 }
 
 fn tensor(device: &Device, rows: usize, cols: usize) -> Tensor {
-    let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0).collect();
-    Tensor::from_slice(device, rows, cols, &values, Kind::Workspace).expect("a tensor")
+    tensor_of(device, rows, cols, dtype())
+}
+
+fn tensor_of(device: &Device, rows: usize, cols: usize, dtype: DType) -> Tensor {
+    let values: Vec<f64> = (0..rows * cols).map(|i| ((i * 7919 % 2003) as f64 - 1001.0) / 1001.0).collect();
+    Tensor::from_f64(device, rows, cols, dtype, &values, Kind::Workspace).expect("a tensor")
 }
 
 fn matrix(outputs: usize, inputs: usize) -> Arc<Matrix> {
@@ -59,7 +74,10 @@ fn both(bencher: Bencher<'_, '_>, backward: bool, widths: &[usize], op: impl Fn(
                 if backward {
                     tape.backward(&output, &vars[0])?;
                 }
-                Ok(())
+                match &device {
+                    Device::Cpu(_) => Ok(()),
+                    Device::Cuda(cuda) => cuda.synchronize(),
+                }
             })
             .expect("the op");
     });
@@ -107,7 +125,7 @@ fn layer_norm(bencher: Bencher<'_, '_>, backward: bool) {
 #[divan::bench(args = [false, true])]
 fn rope(bencher: Bencher<'_, '_>, backward: bool) {
     let device = device();
-    let table = |rows| tensor(&device, rows, HEADS.dim / 2);
+    let table = |rows| tensor_of(&device, rows, HEADS.dim / 2, dtype().accumulator());
     let rotation = Arc::new(Rotation { pairing: Pairing::Halves, cos: table(256), sin: table(256) });
     let positions = Indices::from(layout().positions);
     both(bencher, backward, &[WIDTH], |tape, x| ops::rope(tape, x[0].clone(), &rotation, &positions).expect("rope"));

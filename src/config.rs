@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 pub use keys::{Fallback, KEYS, Key, Kind, Range};
 use layers::Settings;
-pub use layers::{OTHER_VARIABLES, Source, TEST_PREFIX, is_list};
+pub use layers::{OTHER_PREFIXES, OTHER_VARIABLES, Source, is_list};
 
 /// Everything that decides a training run. What each field means is said once, as the `help` of its [`Key`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

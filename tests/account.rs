@@ -73,7 +73,6 @@ fn a_step_launches_what_the_account_lists() {
                     // As a training step.
                     let kept = prompt.clone();
                     let mut gradient = found.unwrap().grad;
-                    assert!(is_finite(&gradient).unwrap());
                     clip_grad_norm(&mut gradient, 1.0).unwrap();
                     optimizer.step(&mut prompt, &gradient, 0.1).unwrap();
                     assert!(is_finite(&prompt).unwrap());

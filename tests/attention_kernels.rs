@@ -125,7 +125,7 @@ fn expected(case: &Case, x: &Operands) -> [Vec<f64>; 5] {
         }
     }
     dq.truncate(case.gradient_rows.0 * heads.0 * dim);
-    [&mut dk, &mut dv].map(|gradient| gradient.truncate(case.gradient_rows.1 * heads.1 * dim));
+    [&mut dk, &mut dv].into_iter().for_each(|gradient| gradient.truncate(case.gradient_rows.1 * heads.1 * dim));
     [o, lse, dq, dk, dv]
 }
 

@@ -4,14 +4,14 @@ mod common;
 #[path = "common/cuda.rs"]
 mod gpu;
 
-use common::{Golden, causal_rows, close_absolute, golden};
+use common::{Golden, causal_rows, close_absolute, golden, program};
 use gpu::same_driver;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
 fn softprompt(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_softprompt"));
+    let mut command = Command::new(program());
     command.env_remove("SOFTPROMPT_CONFIG").args(arguments);
     same_driver(&mut command).envs(variables.iter().copied()).output().unwrap()
 }

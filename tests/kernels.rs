@@ -8,7 +8,7 @@ mod generated {
     #![allow(dead_code, unreachable_pub)]
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
-use generated::{BUILT, COMPILER, MODULES, PTXAS};
+use generated::{BUILT, COMPILER, MODULES, PTXAS, SASS};
 
 /// Registers of a multiprocessor, of either target.
 const REGISTERS: u32 = 65536;
@@ -223,9 +223,83 @@ fn the_committed_ptx_is_what_the_pinned_compiler_makes() {
             "kernels/prebuilt/{op}.ptx is not what {op}.cu compiles to; {refresh}"
         );
     }
+    assert!(read("sass.txt") == SASS, "kernels/prebuilt/sass.txt is not what nvdisasm lists; {refresh}");
     assert!(read("ptxas.txt") == PTXAS, "kernels/prebuilt/ptxas.txt is not what ptxas says; {refresh}");
     let committed = std::fs::read_dir(&folder).unwrap().filter(|entry| {
         entry.as_ref().is_ok_and(|entry| entry.path().extension().is_some_and(|extension| extension == "ptx"))
     });
     assert_eq!(committed.count(), MODULES.len(), "kernels/prebuilt has PTX of kernels that are gone; {refresh}");
+}
+
+/// How many instructions of each kind a kernel has on a target, by the columns of `kernels/prebuilt/sass.txt`.
+struct Mix {
+    name: &'static str,
+    target: &'static str,
+    counts: BTreeMap<&'static str, usize>,
+}
+
+impl Mix {
+    fn of(&self, column: &str) -> usize {
+        self.counts.get(column).copied().unwrap_or_else(|| panic!("sass.txt has no column {column}"))
+    }
+}
+
+fn mixes() -> Vec<Mix> {
+    let mut lines = SASS.lines().map(|line| line.split_whitespace());
+    let columns: Vec<&str> = lines.next().expect("a header").skip(2).collect();
+    let mix = |mut words: std::str::SplitWhitespace<'static>| {
+        let (name, target) = (words.next().unwrap(), words.next().unwrap());
+        let counts = columns.iter().copied().zip(words.map(|word| word.parse().unwrap())).collect();
+        Mix { name, target, counts }
+    };
+    lines.map(mix).collect()
+}
+
+#[test]
+fn the_instructions_of_every_kernel_are_counted() {
+    let mut seen: Vec<_> = mixes().iter().map(|mix| (mix.target, mix.name)).collect();
+    let mut expected: Vec<_> =
+        ["sm_80", "sm_90"].into_iter().flat_map(|target| kernels().map(move |(_, name, _)| (target, name))).collect();
+    (seen.sort_unstable(), expected.sort_unstable());
+    assert_eq!(seen, expected, "kernels/prebuilt/sass.txt does not fit the PTX");
+    assert!(mixes().iter().all(|mix| mix.of("total") > 0));
+}
+
+/// A kernel that works on tiles of products, and is to use tensor cores in bf16.
+fn is_tiled(name: &str) -> bool {
+    let is_attention = name.starts_with("attention_") && name.contains("_d") && !name.starts_with("attention_delta");
+    is_attention || name.starts_with("matmul_") && !name.starts_with("matmul_join")
+}
+
+#[test]
+fn no_instruction_reaches_for_local_memory() {
+    for mix in mixes() {
+        assert_eq!(mix.of("ldl") + mix.of("stl"), 0, "{} on {}", mix.name, mix.target);
+    }
+}
+
+#[test]
+fn tiles_in_bf16_are_multiplied_on_tensor_cores_and_copied_asynchronously() {
+    for mix in mixes().iter().filter(|mix| is_tiled(mix.name)) {
+        let (Mix { name, target, .. }, is_bf16) = (mix, mix.name.ends_with("_bf16"));
+        assert_eq!(mix.of("hmma") > 0, is_bf16, "{name} on {target}: tensor cores");
+        assert!(is_bf16 || mix.of("ffma") > 0, "{name} on {target}: fused multiply-adds");
+        if is_bf16 {
+            assert!(mix.of("ldgsts") > 0, "{name} on {target} has no cp.async");
+            assert!(mix.of("ldsm") > 0, "{name} on {target} has no ldmatrix");
+        }
+    }
+}
+
+#[test]
+fn kernels_bound_by_memory_load_and_store_16_bytes_at_once() {
+    for mix in mixes().iter().filter(|mix| !is_tiled(mix.name) && !is_one_of(mix.name, SCALAR)) {
+        let Mix { name, target, .. } = mix;
+        let loads = mix.of("ldg.128") + mix.of("ldgsts");
+        assert!(loads > 0 || name.starts_with("cast_fill"), "{name} on {target} loads no 16 bytes at once");
+        assert!(
+            mix.of("stg.128") > 0 || is_one_of(name, SCALAR_STORES),
+            "{name} on {target} stores no 16 bytes at once"
+        );
+    }
 }

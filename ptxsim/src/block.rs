@@ -115,7 +115,7 @@ impl<'a> Env<'a> {
     pub(crate) fn conflict(
         &self,
         warp: &Warp,
-        lane: usize,
+        lane: u32,
         conflict: Conflict,
         write: bool,
         bytes: usize,
@@ -126,7 +126,7 @@ impl<'a> Env<'a> {
             format!("thread ({x},{y},{z})")
         };
         let verb = if write { "write" } else { "read" };
-        let lane_number = Some(lane as u32);
+        let lane_number = Some(lane);
         match conflict {
             Conflict::Unwritten => Fault::new(
                 Kind::Unwritten,
@@ -172,7 +172,6 @@ fn who(block: u32, order: &Order, warp: usize, pc: u32) -> Who<'_> {
     Who {
         block,
         warp: warp as u8,
-        lane: 0,
         stamp: order.clock[warp],
         pc,
         seen: &order.seen[warp],
@@ -261,6 +260,9 @@ impl<'a> Block<'a> {
 
     /// Releases barriers that wait for a number of threads which have come.
     fn release_counted(&mut self) -> Result<(), Box<Report>> {
+        if !self.warps.iter().any(|warp| warp.blocked != 0 && warp.counted) {
+            return Ok(());
+        }
         for id in 0..16 {
             let mut needed = 0;
             let mut arrived = self.env.arrivals[id as usize].0;

@@ -39,13 +39,12 @@ const STRONG: u8 = 2;
 /// `other_warp`, `other_stamp` are set
 const OTHER: u8 = 4;
 
-/// The thread (or whole warp) that accesses, and what is ordered before it.
+/// The warp that accesses, and what is ordered before it.
 #[derive(Clone, Copy)]
 pub(crate) struct Who<'a> {
     /// plus one
     pub(crate) block: u32,
     pub(crate) warp: u8,
-    pub(crate) lane: u8,
     pub(crate) stamp: u32,
     pub(crate) pc: u32,
     pub(crate) seen: &'a [u32; 32],
@@ -54,15 +53,15 @@ pub(crate) struct Who<'a> {
 }
 
 impl Who<'_> {
-    fn thread(&self) -> u16 {
-        self.warp as u16 * 32 + self.lane as u16
+    fn thread(&self, lane: u32) -> u16 {
+        self.warp as u16 * 32 + lane as u16
     }
 
-    fn after(&self, thread: u16, stamp: u32) -> bool {
+    fn after(&self, lane: u32, thread: u16, stamp: u32) -> bool {
         let warp = (thread >> 5) as usize;
         stamp <= self.seen[warp]
             || (warp == self.warp as usize
-                && self.lanes.is_some_and(|order| stamp <= order[self.lane as usize][(thread & 31) as usize]))
+                && self.lanes.is_some_and(|order| stamp <= order[lane as usize][(thread & 31) as usize]))
     }
 }
 
@@ -128,8 +127,9 @@ impl Page {
         self.grain = grain;
     }
 
-    /// Records an access of `bytes` (a power of two, at most 16) at `offset` in the page. `SHARED`: what other blocks
-    /// did does not count, and reads of bytes nothing wrote are conflicts.
+    /// Records an access of `lanes` to `bytes` (a power of two, at most 16) at `offset` in the page; only reads may be of
+    /// several lanes. `SHARED`: what other blocks did does not count, and reads of bytes nothing wrote are conflicts.
+    /// An error names the lane.
     #[inline(always)]
     pub(crate) fn access<const SHARED: bool>(
         &mut self,
@@ -137,7 +137,8 @@ impl Page {
         bytes: usize,
         access: Access,
         who: &Who,
-    ) -> Result<(), Conflict> {
+        lanes: u32,
+    ) -> Result<(), (u32, Conflict)> {
         if bytes < 1 << self.grain {
             self.split(bytes.trailing_zeros() as u8);
         }
@@ -145,12 +146,12 @@ impl Page {
         let count = bytes >> self.grain;
         for cell in &mut self.cells[first..first + count] {
             match access {
-                Access::Read => cell.read::<SHARED>(who, false, 1 << who.lane)?,
-                Access::StrongRead => cell.check_write::<SHARED>(who, true)?,
-                Access::WarpRead => cell.read::<SHARED>(who, true, u32::MAX)?,
-                Access::Write => cell.write::<SHARED>(who, 0)?,
-                Access::StrongWrite | Access::Atomic => cell.write::<SHARED>(who, STRONG)?,
-                Access::AsyncStart => cell.write::<SHARED>(who, PENDING)?,
+                Access::Read => cell.read::<SHARED>(who, lanes)?,
+                Access::WarpRead => cell.read::<SHARED>(who, u32::MAX)?,
+                Access::StrongRead => cell.check_write::<SHARED>(who, lanes.trailing_zeros(), true)?,
+                Access::Write => cell.write::<SHARED>(who, lanes.trailing_zeros(), 0)?,
+                Access::StrongWrite | Access::Atomic => cell.write::<SHARED>(who, lanes.trailing_zeros(), STRONG)?,
+                Access::AsyncStart => cell.write::<SHARED>(who, lanes.trailing_zeros(), PENDING)?,
                 Access::AsyncEnd => {
                     cell.flags &= !PENDING;
                     cell.write_stamp = who.stamp;
@@ -162,21 +163,21 @@ impl Page {
 }
 
 impl Cell {
-    /// Is the last write ordered before an access of `who`?
+    /// Is the last write ordered before an access of a lane?
     #[inline(always)]
-    fn check_write<const SHARED: bool>(&self, who: &Who, strong: bool) -> Result<(), Conflict> {
+    fn check_write<const SHARED: bool>(&self, who: &Who, lane: u32, strong: bool) -> Result<(), (u32, Conflict)> {
         if self.write_block == who.block {
             if self.flags & PENDING != 0 {
-                return Err(Conflict::Pending { thread: self.write_thread, pc: self.write_pc });
+                return Err((lane, Conflict::Pending { thread: self.write_thread, pc: self.write_pc }));
             }
-            if self.write_thread != who.thread()
-                && !who.after(self.write_thread, self.write_stamp)
+            if self.write_thread != who.thread(lane)
+                && !who.after(lane, self.write_thread, self.write_stamp)
                 && !(strong && self.flags & STRONG != 0)
             {
-                return Err(self.race_with_write());
+                return Err((lane, self.race_with_write()));
             }
         } else if !SHARED && self.write_block != 0 && !(strong && self.flags & STRONG != 0) {
-            return Err(self.race_with_write());
+            return Err((lane, self.race_with_write()));
         }
         Ok(())
     }
@@ -192,14 +193,20 @@ impl Cell {
     }
 
     #[inline(always)]
-    fn read<const SHARED: bool>(&mut self, who: &Who, whole_warp: bool, lanes: u32) -> Result<(), Conflict> {
+    fn read<const SHARED: bool>(&mut self, who: &Who, lanes: u32) -> Result<(), (u32, Conflict)> {
         if SHARED && self.write_block != who.block {
-            return Err(Conflict::Unwritten);
+            return Err((lanes.trailing_zeros(), Conflict::Unwritten));
         }
-        self.check_write::<SHARED>(who, false)?;
-        // the other lanes of the warp read too, so the writer must be ordered before all of them
-        if whole_warp && (self.write_thread >> 5) as u8 == who.warp && self.write_stamp > who.seen[who.warp as usize] {
-            return Err(self.race_with_write());
+        let written = self.write_block != 0;
+        let ordered = self.write_block == who.block
+            && self.flags & PENDING == 0
+            && self.write_stamp <= who.seen[(self.write_thread >> 5) as usize & 31];
+        if written && !ordered {
+            let mut left = lanes;
+            while left != 0 {
+                self.check_write::<SHARED>(who, left.trailing_zeros(), false)?;
+                left &= left - 1;
+            }
         }
         if self.read_block == who.block {
             if self.read_warp == who.warp {
@@ -228,32 +235,32 @@ impl Cell {
     }
 
     #[inline(always)]
-    fn write<const SHARED: bool>(&mut self, who: &Who, flags: u8) -> Result<(), Conflict> {
-        self.check_write::<SHARED>(who, flags & STRONG != 0)?;
+    fn write<const SHARED: bool>(&mut self, who: &Who, lane: u32, flags: u8) -> Result<(), (u32, Conflict)> {
+        self.check_write::<SHARED>(who, lane, flags & STRONG != 0)?;
         if self.read_block != 0 {
-            self.check_reads::<SHARED>(who)?;
+            self.check_reads::<SHARED>(who, lane).map_err(|conflict| (lane, conflict))?;
         }
         self.write_block = who.block;
         self.write_stamp = who.stamp;
         self.write_pc = who.pc;
-        self.write_thread = who.thread();
+        self.write_thread = who.thread(lane);
         self.read_block = 0;
         self.flags = flags;
         Ok(())
     }
 
     #[inline]
-    fn check_reads<const SHARED: bool>(&self, who: &Who) -> Result<(), Conflict> {
+    fn check_reads<const SHARED: bool>(&self, who: &Who, lane: u32) -> Result<(), Conflict> {
         let race = |thread| Conflict::Race { block: self.read_block, thread, pc: self.read_pc, other_wrote: false };
         if self.read_block != who.block {
             return if SHARED { Ok(()) } else { Err(race(None)) };
         }
         if self.read_warp == who.warp {
-            let mut others = self.read_mask & !(1 << who.lane);
+            let mut others = self.read_mask & !(1 << lane);
             if self.read_stamp > who.seen[who.warp as usize] {
                 while others != 0 {
                     let thread = who.warp as u16 * 32 + others.trailing_zeros() as u16;
-                    if !who.after(thread, self.read_stamp) {
+                    if !who.after(lane, thread, self.read_stamp) {
                         return Err(race(Some(thread)));
                     }
                     others &= others - 1;

@@ -30,6 +30,8 @@ pub(crate) struct Warp {
     pub(crate) waiting: u32,
     /// barrier that a blocked lane waits at, and how many threads it waits for (0: all)
     pub(crate) barrier: [(u32, u32); 32],
+    /// some barrier of this block waits for a number of threads
+    pub(crate) counted: bool,
     pub(crate) copies: AsyncCopies,
     /// local memory, lane by lane
     pub(crate) local: Vec<u8>,
@@ -60,6 +62,7 @@ impl Warp {
             blocked: 0,
             waiting: 0,
             barrier: [(0, 0); 32],
+            counted: false,
             copies: AsyncCopies::default(),
             local: vec![0; kernel.local * 32],
             at: 0,
@@ -72,7 +75,8 @@ impl Warp {
         let count = (threads - self.index * 32).min(32);
         self.exists = if count == 32 { u32::MAX } else { (1 << count) - 1 };
         self.live = self.exists;
-        (self.blocked, self.waiting) = (0, 0);
+        (self.blocked, self.waiting, self.counted) = (0, 0, false);
+        self.local.fill(0);
         self.copies.clear();
         // what nothing sets is zero, in every block and however many threads run them
         self.regs.preds.fill(0);
@@ -265,6 +269,7 @@ impl Warp {
                 return Err(Fault::new(Kind::Divergence, Some(l as u32), message));
             }
             self.barrier[l] = (id, count);
+            self.counted |= count != 0;
         }
         self.blocked |= e;
         Ok(())

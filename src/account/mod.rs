@@ -146,8 +146,8 @@ fn llama(trace: &mut Trace, prompt: Var, config: &ModelConfig, layout: &Layout) 
     let (all, trimmed) = (Seen::new(&layout.all), Seen::new(&layout.scored));
 
     let mut x = ops::embedding(trace, prompt, layout.ids.len(), false);
+    let mut normed = RMS_NORM.forward(trace, x);
     for layer in 0..config.num_hidden_layers {
-        let normed = ops::norm(trace, x, RMS_NORM);
         let key = ops::linear(trace, normed, keys);
         let key = ops::rope(trace, key, &positions);
         let value = ops::linear(trace, normed, keys);
@@ -161,16 +161,14 @@ fn llama(trace: &mut Trace, prompt: Var, config: &ModelConfig, layout: &Layout) 
         let query = ops::rope(trace, query, positions);
         let attended = ops::attention(trace, query, key, value, heads, segments)?;
         let attended = ops::linear(trace, attended, config.hidden_size);
-        x = ops::add(trace, x, attended);
-
-        let normed = ops::norm(trace, x, RMS_NORM);
+        (x, normed) = RMS_NORM.after_add(trace, x, attended);
         let gate = ops::linear(trace, normed, config.intermediate_size);
         let up = ops::linear(trace, normed, config.intermediate_size);
         let inner = ops::gated(trace, gate, up, config.activation.kernel_name());
         let out = ops::linear(trace, inner, config.hidden_size);
-        x = ops::add(trace, x, out);
+        (x, normed) = RMS_NORM.after_add(trace, x, out);
     }
-    Ok(ops::norm(trace, x, RMS_NORM))
+    Ok(normed)
 }
 
 /// As `models/gpt2.rs`.
@@ -180,8 +178,8 @@ fn gpt2(trace: &mut Trace, prompt: Var, config: &ModelConfig, layout: &Layout) -
     let (all, trimmed) = (Seen::new(&layout.all), Seen::new(&layout.scored));
 
     let mut x = ops::embedding(trace, prompt, layout.ids.len(), true);
+    let mut normed = LAYER_NORM.forward(trace, x);
     for layer in 0..config.num_hidden_layers {
-        let normed = ops::norm(trace, x, LAYER_NORM);
         let key = ops::linear(trace, normed, width);
         let value = ops::linear(trace, normed, width);
         let (asking, segments) = if layer + 1 == config.num_hidden_layers {
@@ -193,13 +191,11 @@ fn gpt2(trace: &mut Trace, prompt: Var, config: &ModelConfig, layout: &Layout) -
         let query = ops::linear(trace, asking, width);
         let attended = ops::attention(trace, query, key, value, heads, segments)?;
         let attended = ops::linear(trace, attended, width);
-        x = ops::add(trace, x, attended);
-
-        let normed = ops::norm(trace, x, LAYER_NORM);
+        (x, normed) = LAYER_NORM.after_add(trace, x, attended);
         let up = ops::linear(trace, normed, config.intermediate_size);
         let inner = ops::activation(trace, up, config.activation.kernel_name());
         let out = ops::linear(trace, inner, width);
-        x = ops::add(trace, x, out);
+        (x, normed) = LAYER_NORM.after_add(trace, x, out);
     }
-    Ok(ops::norm(trace, x, LAYER_NORM))
+    Ok(normed)
 }

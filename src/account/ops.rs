@@ -53,21 +53,47 @@ pub(super) fn linear(trace: &mut Trace, x: Var, outputs: usize) -> Var {
     })
 }
 
-/// Operations of an element: forward, backward.
-pub(super) const RMS_NORM: (&str, f64, f64) = ("rms_norm", 4.0, 9.0);
-pub(super) const LAYER_NORM: (&str, f64, f64) = ("layer_norm", 8.0, 14.0);
+/// A norm's kernels, and what they compute of an element: forward, after an addition, backward.
+#[derive(Clone, Copy)]
+pub(super) struct Norm {
+    name: &'static str,
+    forward: f64,
+    add_forward: f64,
+    backward: f64,
+}
 
-pub(super) fn norm(trace: &mut Trace, x: Var, (name, forward, backward): (&'static str, f64, f64)) -> Var {
-    let size = trace.size();
-    trace.kernel(&format!("{name}_forward"), forward * x.len(), 2.0 * x.len() * size);
-    if x.node.is_tracked() {
-        trace.save_prefix(x.node.grad_rows, &x);
+pub(super) const RMS_NORM: Norm = Norm { name: "rms_norm", forward: 4.0, add_forward: 5.0, backward: 9.0 };
+pub(super) const LAYER_NORM: Norm = Norm { name: "layer_norm", forward: 8.0, add_forward: 9.0, backward: 14.0 };
+
+impl Norm {
+    pub(super) fn forward(self, trace: &mut Trace, x: Var) -> Var {
+        trace.kernel(&format!("{}_forward", self.name), self.forward * x.len(), 2.0 * x.len() * trace.size());
+        self.record(trace, x)
     }
-    trace.record(x.rows, x.cols, x.node.grad_rows, move |_, trace| {
-        let moves = if trace.accumulate(x.node, x.cols) { 4.0 } else { 3.0 };
-        let elements = (x.node.grad_rows * x.cols) as f64;
-        trace.kernel(&format!("{name}_backward"), backward * elements, moves * elements * size);
-    })
+
+    /// The sum of `x` and `residual`, and the sum normalised.
+    pub(super) fn after_add(self, trace: &mut Trace, x: Var, residual: Var) -> (Var, Var) {
+        let bytes = 4.0 * x.len() * trace.size();
+        trace.kernel(&format!("{}_add_forward", self.name), self.add_forward * x.len(), bytes);
+        let grad_rows = x.node.grad_rows.max(residual.node.grad_rows);
+        let sum = trace.record(x.rows, x.cols, grad_rows, move |dy, trace| {
+            trace.add(x.node, dy.clone());
+            trace.add(residual.node, dy);
+        });
+        (sum, self.record(trace, sum))
+    }
+
+    fn record(self, trace: &mut Trace, x: Var) -> Var {
+        if x.node.is_tracked() {
+            trace.save_prefix(x.node.grad_rows, &x);
+        }
+        trace.record(x.rows, x.cols, x.node.grad_rows, move |_, trace| {
+            let moves = if trace.accumulate(x.node, x.cols) { 4.0 } else { 3.0 };
+            let elements = (x.node.grad_rows * x.cols) as f64;
+            let bytes = moves * elements * trace.size();
+            trace.kernel(&format!("{}_backward", self.name), self.backward * elements, bytes);
+        })
+    }
 }
 
 pub(super) fn rope(trace: &mut Trace, x: Var, positions: &Indices) -> Var {
@@ -98,14 +124,6 @@ pub(super) fn rows(trace: &mut Trace, x: Var, index: &Indices) -> Var {
         trace.upload(taken * WORD);
         let rows = (taken + if adds { 2 * limit } else { limit }) as f64;
         trace.kernel("rows_backward", (taken * cols) as f64, rows * cols as f64 * size);
-    })
-}
-
-pub(super) fn add(trace: &mut Trace, a: Var, b: Var) -> Var {
-    trace.kernel("add_assign", a.len(), 3.0 * a.len() * trace.size());
-    trace.record(a.rows, a.cols, a.node.grad_rows.max(b.node.grad_rows), move |dy, trace| {
-        trace.add(a.node, dy.clone());
-        trace.add(b.node, dy);
     })
 }
 
@@ -227,12 +245,17 @@ pub(super) fn attention(trace: &mut Trace, q: Var, k: Var, v: Var, heads: Heads,
 
     seen.query_plan(trace, heads, tile);
     let (queries, keys) = (q.rows as f64, k.rows as f64);
-    let bytes = 2.0 * (queries * width + keys * key_width) * size + queries * query_heads * word;
+    let grad_rows = attention::grad_rows(&seen.segments, q.node.grad_rows, k.node.grad_rows);
+    // In bf16 a gradient needs a byte more of each output.
+    let low = if dtype == DType::BF16 { 1.0 } else { 0.0 };
+    let low_written = if grad_rows > 0 { low } else { 0.0 };
+    let bytes = 2.0 * (queries * width + keys * key_width) * size
+        + queries * width * low_written
+        + queries * query_heads * word;
     let [forward, backward_queries, backward_keys] = names;
     if queries > 0.0 {
         trace.launch(forward, limit, 2.0 * per_product * seen.pairs(q.rows, k.rows), bytes);
     }
-    let grad_rows = attention::grad_rows(&seen.segments, q.node.grad_rows, k.node.grad_rows);
     if grad_rows > 0 {
         let needed = attention::keys_needed(&seen.segments, q.node.grad_rows, k.node.grad_rows);
         trace.save_prefix(needed, &k);
@@ -242,7 +265,8 @@ pub(super) fn attention(trace: &mut Trace, q: Var, k: Var, v: Var, heads: Heads,
     Ok(trace.record(q.rows, q.cols, grad_rows, move |dy, trace| {
         let (outputs, queries, keys) = (dy.rows as f64, q.node.grad_rows, k.node.grad_rows);
         let of_heads = outputs * query_heads;
-        trace.kernel("attention_delta", 2.0 * outputs * width, 2.0 * outputs * width * size + of_heads * word);
+        let bytes = outputs * width * (2.0 * size + low) + of_heads * word;
+        trace.kernel("attention_delta", 2.0 * outputs * width, bytes);
 
         let plan = seen.query_plan(trace, heads, tile);
         if plan.tiles_before(queries, heads.queries / heads.keys) > 0 {
@@ -295,15 +319,15 @@ pub(super) fn cross_entropy(trace: &mut Trace, hidden: Var, vocabulary: usize) -
     })
 }
 
-/// What a step of training does when the gradient is there: checks it, clips it, moves the prompt by AdamW, and checks
-/// the prompt, of which a copy is kept until then. All of it is f32.
+/// What a step of training does when the gradient is there: clips it, moves the prompt by AdamW, and checks the prompt, of
+/// which a copy is kept until then. All of it is f32.
 pub(super) fn adamw(trace: &mut Trace, rows: usize, cols: usize) {
     let count = (rows * cols) as f64;
     let mut kernel = |name: &str, flops: f64, bytes: f64| {
         trace.launch(format!("{name}_f32"), Limit::Cores, flops, bytes);
     };
     let partial = 8.0 * (rows * cols).div_ceil(1024).clamp(1, 1024) as f64;
-    for pass in ["gradient", "clip", "prompt"] {
+    for pass in ["clip", "check"] {
         kernel("gradient_norm", 2.0 * count, 4.0 * count + partial);
         kernel("gradient_norm_finish", partial / 8.0, partial);
         if pass == "clip" {
@@ -311,8 +335,7 @@ pub(super) fn adamw(trace: &mut Trace, rows: usize, cols: usize) {
             kernel("adamw", 14.0 * count, 28.0 * count);
         }
     }
-    for _ in 0..3 {
-        trace.download(8);
-    }
+    trace.download(8);
+    trace.download(8);
     trace.copy(rows * cols, WORD as f64);
 }

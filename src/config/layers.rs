@@ -16,10 +16,10 @@ use crate::{Error, Result};
 const PREFIX: &str = "SOFTPROMPT_";
 
 /// Variables of the program that are no key of a run.
-pub const OTHER_VARIABLES: &[&str] = &["SOFTPROMPT_CONFIG"];
+pub const OTHER_VARIABLES: &[&str] = &["SOFTPROMPT_CONFIG", "SOFTPROMPT_MATMUL"];
 
-/// Variables that begin so belong to the crate's own tests and are passed over.
-pub const TEST_PREFIX: &str = "SOFTPROMPT_TEST_";
+/// Variables that begin so belong to the crate's own build and tests and are passed over.
+pub const OTHER_PREFIXES: &[&str] = &["SOFTPROMPT_TEST_", "SOFTPROMPT_REQUIRE_", "SOFTPROMPT_UPDATE_"];
 
 /// Where a key's value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +123,9 @@ impl Settings {
         // The system gives them in any order; the first error should not depend on it.
         ours.sort();
         for (variable, text) in ours {
-            if OTHER_VARIABLES.contains(&variable.as_str()) || variable.starts_with(TEST_PREFIX) {
+            if OTHER_VARIABLES.contains(&variable.as_str())
+                || OTHER_PREFIXES.iter().any(|prefix| variable.starts_with(prefix))
+            {
                 continue;
             }
             let name = variable[PREFIX.len()..].to_ascii_lowercase();

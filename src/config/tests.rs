@@ -235,7 +235,9 @@ fn unknown_names_are_refused_with_the_nearest() {
     let error = resolve("", &[], &[("batch-size", "1")]).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("did you mean --per-device-train-batch-size?"), "{error}");
-    assert!(resolve("", &[("SOFTPROMPT_CONFIG", "x"), ("SOFTPROMPT_TEST_ALL", "1")], &[]).is_ok());
+    for other in ["CONFIG", "MATMUL", "TEST_ALL", "REQUIRE_ALL", "REQUIRE_NVCC", "UPDATE_PREBUILT"] {
+        assert!(resolve("", &[(&format!("SOFTPROMPT_{other}"), "x")], &[]).is_ok(), "{other}");
+    }
 }
 
 #[test]

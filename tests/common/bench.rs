@@ -1,6 +1,6 @@
 //! A workplace with a good model, prompt and data file, and the program to run on them.
 
-use super::{Golden, causal_rows, golden};
+use super::{Golden, causal_rows, golden, program};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ impl Bench {
 
 /// Runs the program.
 pub fn run<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_softprompt")).args(arguments).stdin(Stdio::null()).output().unwrap()
+    Command::new(program()).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 pub fn text(bytes: &[u8]) -> String {

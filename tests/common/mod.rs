@@ -6,6 +6,11 @@ pub mod bench;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
+/// Where test programs that were carried to another machine find what they need (`tests/gpu-check.sh`).
+fn carried() -> Option<PathBuf> {
+    std::env::var_os("SOFTPROMPT_TEST_ROOT").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
 /// Says aloud that this machine lacks what a test needs; where all must run (`SOFTPROMPT_REQUIRE_ALL`), the test fails.
 pub fn skip(lacking: &str) {
     let required = std::env::var("SOFTPROMPT_REQUIRE_ALL").is_ok_and(|value| !value.is_empty() && value != "0");
@@ -15,7 +20,12 @@ pub fn skip(lacking: &str) {
 
 /// The folder of golden files.
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    carried().unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("tests/golden").join(name)
+}
+
+/// The program.
+pub fn program() -> PathBuf {
+    carried().map_or_else(|| env!("CARGO_BIN_EXE_softprompt").into(), |folder| folder.join("softprompt"))
 }
 
 /// Every folder of golden files with each of its cases, but for `left_pad`: a behaviour of PEFT's that is not a goal.

@@ -1,6 +1,7 @@
 //! Decoding of arithmetic, logic, comparison and conversion.
 
-use super::{Class, Decoder, Mods, Result};
+use super::modifiers::Mods;
+use super::{Class, Decoder, Result};
 use crate::isa::*;
 use crate::parse::Operand;
 

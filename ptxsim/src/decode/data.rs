@@ -1,6 +1,7 @@
 //! Decoding of what moves data between threads, memory and matrices, and of control flow.
 
-use super::{Class, Decoder, Fixup, Mods, Result};
+use super::modifiers::Mods;
+use super::{Class, Decoder, Fixup, Result};
 use crate::isa::*;
 use crate::parse::Operand;
 

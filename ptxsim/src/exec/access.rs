@@ -17,6 +17,9 @@ pub(super) type Checked<T> = Result<T, Box<Fault>>;
 /// Up to 16 bytes as words.
 pub(super) type Bytes = [u32; 4];
 
+/// Up to 16 bytes for each lane: the first word of all lanes, then the second, ...
+pub(super) type Lanes = [[u32; 32]; 4];
+
 /// Bytes of shared memory of which one page of cells tells.
 pub(crate) const SHARED_PAGE: usize = 256;
 
@@ -102,6 +105,71 @@ fn span(at: &[u64; 32], e: u32) -> (u64, u64, u64) {
         bits |= if active { at[l] } else { 0 };
     }
     (low, high, bits)
+}
+
+/// The lanes whose word is `x`.
+#[inline(always)]
+fn equal_words(words: &[u32; 32], x: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        let mut mask = 0;
+        for k in 0..8 {
+            // SAFETY: SSE2 is part of x86_64, and 4 words from 4 * k on are in the array.
+            let bits = unsafe {
+                let four = _mm_loadu_si128(words.as_ptr().add(4 * k).cast());
+                _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(four, _mm_set1_epi32(x as i32))))
+            };
+            mask |= (bits as u32) << (4 * k);
+        }
+        mask
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    super::lanes::mask_of(|l| words[l] == x)
+}
+
+/// Lanes that read the same address, which is recorded once for all of them.
+struct Groups {
+    /// the first lane of each group
+    leaders: u32,
+    /// of each leader, if there are groups of more than one
+    members: Option<[u32; 32]>,
+}
+
+impl Groups {
+    /// `near`: no two addresses differ in their upper halves alone.
+    #[inline(always)]
+    fn new(at: &[u64; 32], q: Request, near: bool) -> Groups {
+        // where a value is read by many lanes, it is so for these
+        let likely = q.e == u32::MAX && [1, 4, 8, 16].iter().any(|&l| at[0] == at[l]);
+        if q.access == Access::Read && near && likely { Groups::find(at) } else { Groups::single(q.e) }
+    }
+
+    fn single(e: u32) -> Groups {
+        Groups { leaders: e, members: None }
+    }
+
+    #[inline(never)]
+    fn find(at: &[u64; 32]) -> Groups {
+        let mut words = [0; 32];
+        for l in 0..32 {
+            words[l] = at[l] as u32;
+        }
+        let (mut leaders, mut members, mut left) = (0, [0; 32], u32::MAX);
+        while left != 0 {
+            let lane = left.trailing_zeros();
+            let group = equal_words(&words, words[lane as usize]);
+            leaders |= 1 << lane;
+            members[lane as usize] = group;
+            left &= !group;
+        }
+        Groups { leaders, members: Some(members) }
+    }
+
+    #[inline(always)]
+    fn of(&self, lane: usize) -> u32 {
+        self.members.map_or(1 << lane, |members| members[lane])
+    }
 }
 
 #[cold]
@@ -200,8 +268,10 @@ pub(super) fn check_global(warp: &Warp, env: &Env, at: &[u64; 32], q: Request) -
 fn check_marks(warp: &Warp, env: &Env, at: &[u64; 32], q: Request, one: Option<usize>) -> Checked<()> {
     let bytes = q.bytes;
     let mut page: Option<(usize, usize, MutexGuard<Page>)> = None;
-    let mut who = env.who(warp.index, warp.at);
-    for lane in lanes(q.e) {
+    let who = env.who(warp.index, warp.at);
+    let near = one.is_some_and(|index| env.allocations[index].bytes < 1 << 32);
+    let groups = Groups::new(at, q, near);
+    for lane in lanes(groups.leaders) {
         let index = match one {
             Some(index) => index,
             None => env.find(at[lane], bytes).expect("found before"),
@@ -224,9 +294,9 @@ fn check_marks(warp: &Warp, env: &Env, at: &[u64; 32], q: Request, one: Option<u
             page = Some((index, number, guard));
         }
         let (_, _, cells) = page.as_mut().expect("just set");
-        who.lane = lane as u8;
-        if let Err(conflict) = cells.access::<false>(offset % PAGE, bytes, q.access, &who) {
-            let place = format!("{:#x}, {}", at[lane], inside(allocation, offset));
+        if let Err((lane, conflict)) = cells.access::<false>(offset % PAGE, bytes, q.access, &who, groups.of(lane)) {
+            let at = at[lane as usize];
+            let place = format!("{at:#x}, {}", inside(allocation, offset));
             return Err(env.conflict(warp, lane, conflict, q.writes(), bytes, &place));
         }
     }
@@ -269,13 +339,14 @@ pub(super) fn check_shared(warp: &Warp, env: &mut Env, at: &[u64; 32], q: Reques
         return Err(Fault::new(Kind::OutOfBounds, Some(lane as u32), message));
     }
     if env.checks {
-        let (pages, mut who) = env.shared_pages(warp.index, warp.at);
+        let groups = Groups::new(at, q, true);
+        let (pages, who) = env.shared_pages(warp.index, warp.at);
         let mut failed = None;
-        for lane in lanes(q.e) {
+        for lane in lanes(groups.leaders) {
             let offset = at[lane] as usize;
             let page = &mut pages[offset / SHARED_PAGE];
-            who.lane = lane as u8;
-            if let Err(conflict) = page.access::<true>(offset % SHARED_PAGE, bytes, q.access, &who) {
+            let access = page.access::<true>(offset % SHARED_PAGE, bytes, q.access, &who, groups.of(lane));
+            if let Err((lane, conflict)) = access {
                 failed = Some((lane, offset, conflict));
                 break;
             }
@@ -312,6 +383,22 @@ fn outside_params(address: u64, bytes: usize, size: usize, lane: usize) -> Box<F
 
 // ----- reading and writing
 
+#[inline(always)]
+fn set<const N: usize>(out: &mut Lanes, lane: usize, x: Bytes) {
+    for k in 0..N.div_ceil(4) {
+        out[k][lane] = x[k];
+    }
+}
+
+#[inline(always)]
+fn get<const N: usize>(x: &Lanes, lane: usize) -> Bytes {
+    let mut out = [0; 4];
+    for k in 0..N.div_ceil(4) {
+        out[k] = x[k][lane];
+    }
+    out
+}
+
 /// Reads for each lane of a request.
 #[inline(always)]
 pub(super) fn read(
@@ -320,7 +407,7 @@ pub(super) fn read(
     space: Space,
     at: &[u64; 32],
     q: Request,
-    out: &mut [Bytes; 32],
+    out: &mut Lanes,
 ) -> Checked<()> {
     match q.bytes {
         4 => read_sized::<4>(warp, env, space, at, q, out),
@@ -337,7 +424,7 @@ fn read_sized<const N: usize>(
     space: Space,
     at: &[u64; 32],
     q: Request,
-    out: &mut [Bytes; 32],
+    out: &mut Lanes,
 ) -> Checked<()> {
     let q = Request { bytes: N, ..q };
     match space {
@@ -349,7 +436,7 @@ fn read_sized<const N: usize>(
             env.stats.global_read += N as u64 * q.e.count_ones() as u64;
             for lane in lanes(q.e) {
                 // SAFETY: checked above.
-                out[lane] = unsafe { fetch::<N>(at[lane]) };
+                set::<N>(out, lane, unsafe { fetch::<N>(at[lane]) });
             }
         }
         Space::Shared => {
@@ -358,20 +445,20 @@ fn read_sized<const N: usize>(
                 _ => check_shared(warp, env, at, q)?,
             }
             for lane in lanes(q.e) {
-                out[lane] = from_slice(&env.shared[at[lane] as usize..][..N]);
+                set::<N>(out, lane, from_slice(&env.shared[at[lane] as usize..][..N]));
             }
         }
         Space::Local => {
             for lane in lanes(q.e) {
                 let start = local_range(warp, env.kernel.local, at[lane], q, lane)?;
-                out[lane] = from_slice(&warp.local[start..][..N]);
+                set::<N>(out, lane, from_slice(&warp.local[start..][..N]));
             }
         }
         Space::Param => {
             for lane in lanes(q.e) {
                 let start = at[lane] as usize;
                 match start.checked_add(N).and_then(|end| env.params.get(start..end)) {
-                    Some(x) => out[lane] = from_slice(x),
+                    Some(x) => set::<N>(out, lane, from_slice(x)),
                     None => return Err(outside_params(at[lane], N, env.params.len(), lane)),
                 }
             }
@@ -394,7 +481,7 @@ pub(super) fn write(
     space: Space,
     at: &[u64; 32],
     q: Request,
-    x: &[Bytes; 32],
+    x: &Lanes,
 ) -> Checked<()> {
     match q.bytes {
         4 => write_sized::<4>(warp, env, space, at, q, x),
@@ -411,7 +498,7 @@ fn write_sized<const N: usize>(
     space: Space,
     at: &[u64; 32],
     q: Request,
-    x: &[Bytes; 32],
+    x: &Lanes,
 ) -> Checked<()> {
     let q = Request { bytes: N, ..q };
     match space {
@@ -423,7 +510,7 @@ fn write_sized<const N: usize>(
             env.stats.global_written += N as u64 * q.e.count_ones() as u64;
             for lane in lanes(q.e) {
                 // SAFETY: checked above.
-                unsafe { put::<N>(at[lane], x[lane]) };
+                unsafe { put::<N>(at[lane], get::<N>(x, lane)) };
             }
         }
         Space::Shared => {
@@ -432,13 +519,13 @@ fn write_sized<const N: usize>(
                 _ => check_shared(warp, env, at, q)?,
             }
             for lane in lanes(q.e) {
-                to_slice(x[lane], &mut env.shared[at[lane] as usize..][..N]);
+                to_slice(get::<N>(x, lane), &mut env.shared[at[lane] as usize..][..N]);
             }
         }
         Space::Local => {
             for lane in lanes(q.e) {
                 let start = local_range(warp, env.kernel.local, at[lane], q, lane)?;
-                to_slice(x[lane], &mut warp.local[start..][..N]);
+                to_slice(get::<N>(x, lane), &mut warp.local[start..][..N]);
             }
         }
         Space::Generic => {

@@ -184,6 +184,7 @@ pub(crate) fn approx(function: Approx, x: f32) -> f32 {
 }
 
 /// An exact value `value + error` (|error| below half a unit of `value`) rounded to f32 in a direction.
+#[inline(always)]
 pub(crate) fn round32(value: f64, error: f64, round: Round) -> f32 {
     let exact = |x: f64| x == value && error == 0.0;
     let near = value as f32;

@@ -5,6 +5,7 @@ use super::lanes::Registers;
 use crate::isa::{Instr, Op, Round, Type};
 
 /// `a + b` and what it lost.
+#[inline(always)]
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let high = sum - a;
@@ -44,6 +45,13 @@ fn exact(op: Op, a: f64, b: f64, c: f64) -> (f64, f64, Round) {
         }
         _ => unreachable!("{op:?} has no directed rounding"),
     }
+}
+
+/// `a * b + c` in f32, whose product is exact in f64.
+#[inline(always)]
+pub(crate) fn fma32(a: f32, b: f32, c: f32, round: Round) -> f32 {
+    let (value, error) = two_sum(a as f64 * b as f64, c as f64);
+    round32(value, if error.is_nan() { 0.0 } else { error }, round)
 }
 
 pub(crate) fn directed(i: &Instr, r: &mut Registers, m: u32, ty: Type) {

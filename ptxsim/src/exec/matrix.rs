@@ -3,21 +3,69 @@
 //!
 //! Products are exact in f32 and summed in the order of k; a GPU's own order is not specified.
 
-use super::float::{bits, f, from_bf16, from_f16, to_f16};
+use super::float::{bits, f, from_f16, to_f16};
 use super::lanes::Registers;
 use crate::isa::{Shape, Type};
 
-/// Multiplies the fragments: `a` is 16 × k by rows, `b` is 8 × k by columns, `c` is 16 × 8.
+/// The two values of a register that holds two 16-bit elements.
 #[inline(always)]
-fn multiply<const K: usize>(a: &[[f32; K]; 16], b: &[[f32; 8]; K], c: &mut [[f32; 8]; 16]) {
-    for (row, sums) in a.iter().zip(c.iter_mut()) {
-        let mut s = *sums;
-        for k in 0..K {
+fn split_bf16(x: u32) -> [f32; 2] {
+    [f(x << 16), f(x & 0xffff_0000)]
+}
+
+#[inline(always)]
+fn split_f16(x: u32) -> [f32; 2] {
+    [from_f16(x & 0xffff), from_f16(x >> 16)]
+}
+
+/// Multiplies fragments of 16-bit elements: `regs` are those of `a`, then of `b`. Register `q` of `a` has the rows from
+/// `8 * (q & 1)` and the columns from `8 * (q >> 1)`; its lanes `4g..4g + 4` hold eight elements of a row in order.
+#[inline(always)]
+fn multiply<const K: usize>(r: &Registers, regs: &[u32], split: impl Fn(u32) -> [f32; 2], c: &mut [[f32; 8]; 16]) {
+    // b by rows, a as it lies, even and odd elements apart
+    let mut b = [[0f32; 8]; K];
+    for q in 0..K / 8 {
+        let x = r.word(regs[K / 4 + q]);
+        for t in 0..4 {
             for n in 0..8 {
-                s[n] = row[k].mul_add(b[k][n], s[n]);
+                [b[8 * q + 2 * t][n], b[8 * q + 2 * t + 1][n]] = split(x[4 * n + t]);
+            }
+        }
+    }
+    let (mut even, mut odd) = ([[0f32; 32]; 4], [[0f32; 32]; 4]);
+    for q in 0..K / 4 {
+        let x = r.word(regs[q]);
+        for l in 0..32 {
+            [even[q][l], odd[q][l]] = split(x[l]);
+        }
+    }
+    for (row, sums) in c.iter_mut().enumerate() {
+        let mut s = *sums;
+        for q in 0..K / 8 {
+            for t in 0..4 {
+                let at = (row / 8 + 2 * q, row % 8 * 4 + t);
+                let (x, y) = (even[at.0][at.1], odd[at.0][at.1]);
+                for n in 0..8 {
+                    s[n] = y.mul_add(b[8 * q + 2 * t + 1][n], x.mul_add(b[8 * q + 2 * t][n], s[n]));
+                }
             }
         }
         *sums = s;
+    }
+}
+
+/// The same for tf32 elements, one in a register, of which the low 13 bits do not count.
+#[inline(always)]
+fn multiply_tf32<const K: usize>(r: &Registers, regs: &[u32], c: &mut [[f32; 8]; 16]) {
+    let get = |x: u32| f(x & !0x1fff);
+    for k in 0..K {
+        let b = r.word(regs[K / 2 + k / 4]);
+        for (row, sums) in c.iter_mut().enumerate() {
+            let x = get(r.word(regs[row / 8 + k / 4 * 2])[row % 8 * 4 + k % 4]);
+            for n in 0..8 {
+                sums[n] = x.mul_add(get(b[4 * n + k % 4]), sums[n]);
+            }
+        }
     }
 }
 
@@ -46,72 +94,21 @@ fn store(r: &mut Registers, regs: &[u32], c: &[[f32; 8]; 16]) {
     }
 }
 
-/// Fragments of 16-bit elements: register `q` of `a` has rows `8 * (q & 1)` on, columns `8 * (q >> 1)` on.
-#[inline(always)]
-fn halves<const K: usize>(
-    r: &Registers,
-    regs: &[u32],
-    get: impl Fn(u32) -> f32 + Copy,
-) -> ([[f32; K]; 16], [[f32; 8]; K]) {
-    let (mut a, mut b) = ([[0f32; K]; 16], [[0f32; 8]; K]);
-    for q in 0..K / 4 {
-        let x = r.word(regs[q]);
-        let (row, column) = (8 * (q & 1), 8 * (q >> 1));
-        for l in 0..32 {
-            a[row + l / 4][column + l % 4 * 2] = get(x[l] & 0xffff);
-            a[row + l / 4][column + l % 4 * 2 + 1] = get(x[l] >> 16);
-        }
-    }
-    for q in 0..K / 8 {
-        let x = r.word(regs[K / 4 + q]);
-        for l in 0..32 {
-            b[8 * q + l % 4 * 2][l / 4] = get(x[l] & 0xffff);
-            b[8 * q + l % 4 * 2 + 1][l / 4] = get(x[l] >> 16);
-        }
-    }
-    (a, b)
-}
-
-/// Fragments of tf32 elements, of which the low 13 bits do not count.
-#[inline(always)]
-fn tf32<const K: usize>(r: &Registers, regs: &[u32]) -> ([[f32; K]; 16], [[f32; 8]; K]) {
-    let get = |x: u32| f(x & !0x1fff);
-    let (mut a, mut b) = ([[0f32; K]; 16], [[0f32; 8]; K]);
-    for q in 0..K / 2 {
-        let x = r.word(regs[q]);
-        let (row, column) = (8 * (q & 1), 4 * (q >> 1));
-        for l in 0..32 {
-            a[row + l / 4][column + l % 4] = get(x[l]);
-        }
-    }
-    for q in 0..K / 4 {
-        let x = r.word(regs[K / 2 + q]);
-        for l in 0..32 {
-            b[4 * q + l % 4][l / 4] = get(x[l]);
-        }
-    }
-    (a, b)
-}
-
 /// `mma` with f32 accumulators; `regs` are d, a, b, c.
 #[inline(always)]
 pub(crate) fn mma(shape: Shape, ty: Type, regs: &[u32], r: &mut Registers) {
-    macro_rules! run {
-        ($fragments:expr, $b_end:expr) => {{
-            let (a, b) = $fragments;
-            let mut c = accumulators(r, &regs[$b_end..$b_end + 4]);
-            multiply(&a, &b, &mut c);
-            store(r, &regs[..4], &c);
-        }};
-    }
+    let c_at = if matches!((shape, ty), (Shape::M16n8k16, _) | (Shape::M16n8k8, Type::Tf32)) { 10 } else { 7 };
+    let mut c = accumulators(r, &regs[c_at..]);
+    let fragments = &regs[4..];
     match (shape, ty) {
-        (Shape::M16n8k16, Type::Bf16) => run!(halves::<16>(r, &regs[4..], from_bf16), 10),
-        (Shape::M16n8k16, _) => run!(halves::<16>(r, &regs[4..], from_f16), 10),
-        (Shape::M16n8k8, Type::Bf16) => run!(halves::<8>(r, &regs[4..], from_bf16), 7),
-        (Shape::M16n8k8, Type::Tf32) => run!(tf32::<8>(r, &regs[4..]), 10),
-        (Shape::M16n8k8, _) => run!(halves::<8>(r, &regs[4..], from_f16), 7),
-        (Shape::M16n8k4, _) => run!(tf32::<4>(r, &regs[4..]), 7),
+        (Shape::M16n8k16, Type::Bf16) => multiply::<16>(r, fragments, split_bf16, &mut c),
+        (Shape::M16n8k16, _) => multiply::<16>(r, fragments, split_f16, &mut c),
+        (Shape::M16n8k8, Type::Bf16) => multiply::<8>(r, fragments, split_bf16, &mut c),
+        (Shape::M16n8k8, Type::Tf32) => multiply_tf32::<8>(r, fragments, &mut c),
+        (Shape::M16n8k8, _) => multiply::<8>(r, fragments, split_f16, &mut c),
+        (Shape::M16n8k4, _) => multiply_tf32::<4>(r, fragments, &mut c),
     }
+    store(r, &regs[..4], &c);
 }
 
 /// `mma` with f16 accumulators, two in a register; summed in f32 and rounded at the end.
@@ -127,11 +124,9 @@ pub(crate) fn mma_half(shape: Shape, regs: &[u32], r: &mut Registers) {
         }
     }
     if shape == Shape::M16n8k16 {
-        let (a, b) = halves::<16>(r, &regs[2..], from_f16);
-        multiply(&a, &b, &mut c);
+        multiply::<16>(r, &regs[2..], split_f16, &mut c);
     } else {
-        let (a, b) = halves::<8>(r, &regs[2..], from_f16);
-        multiply(&a, &b, &mut c);
+        multiply::<8>(r, &regs[2..], split_f16, &mut c);
     }
     for half in 0..2 {
         let row = &mut r.words[regs[half] as usize].0;

@@ -1,7 +1,7 @@
 //! Loads, stores and atomics.
 
 use super::access::{
-    Bytes, Checked, Request, check_global, check_shared, from_slice, lanes, read, split, strip, to_slice, write,
+    Checked, Lanes, Request, check_global, check_shared, from_slice, lanes, read, split, strip, to_slice, write,
 };
 use crate::block::Env;
 use crate::checks::Access;
@@ -32,25 +32,22 @@ pub(crate) fn load(warp: &mut Warp, env: &mut Env, i: &Instr, mem: Mem, e: u32) 
     let at = addresses(warp, i, mem);
     let size = mem.ty.size();
     let access = if mem.strong { Access::StrongRead } else { Access::Read };
-    let mut raw = [[0u32; 4]; 32];
+    let mut raw = [[0u32; 32]; 4];
     read(warp, env, mem.space, &at, Request { e, bytes: size * mem.n as usize, access }, &mut raw)?;
     for v in 0..mem.n as usize {
         let reg = env.kernel.lists[i.list as usize + v];
         let mut words = [0; 32];
         if size == 4 && !mem.long {
-            for l in 0..32 {
-                words[l] = raw[l][v & 3];
-            }
-            warp.regs.set_word(reg, e, &words);
+            warp.regs.set_word(reg, e, &raw[v & 3]);
         } else if mem.long {
             let mut longs = [0; 32];
             for l in 0..32 {
-                longs[l] = element(&raw[l], v, mem.ty);
+                longs[l] = element(&raw, l, v, mem.ty);
             }
             warp.regs.set_long(reg, e, &longs);
         } else {
             for l in 0..32 {
-                words[l] = element(&raw[l], v, mem.ty) as u32;
+                words[l] = element(&raw, l, v, mem.ty) as u32;
             }
             warp.regs.set_word(reg, e, &words);
         }
@@ -58,15 +55,15 @@ pub(crate) fn load(warp: &mut Warp, env: &mut Env, i: &Instr, mem: Mem, e: u32) 
     Ok(())
 }
 
-/// Element `v` of a vector, sign-extended if its type is signed.
+/// Element `v` of a lane's vector, sign-extended if its type is signed.
 #[inline(always)]
-fn element(raw: &Bytes, v: usize, ty: Type) -> u64 {
+fn element(raw: &Lanes, l: usize, v: usize, ty: Type) -> u64 {
     let size = ty.size();
     if size == 8 {
-        return raw[2 * v] as u64 | (raw[2 * v + 1] as u64) << 32;
+        return raw[2 * v][l] as u64 | (raw[2 * v + 1][l] as u64) << 32;
     }
     let bit = 8 * size * v;
-    let x = raw[bit / 32] >> (bit % 32);
+    let x = raw[bit / 32][l] >> (bit % 32);
     match ty {
         Type::S8 => x as i8 as u64,
         Type::S16 => x as i16 as u64,
@@ -81,28 +78,26 @@ pub(crate) fn store(warp: &mut Warp, env: &mut Env, i: &Instr, mem: Mem, e: u32)
     let at = addresses(warp, i, mem);
     let size = mem.ty.size();
     let access = if mem.strong { Access::StrongWrite } else { Access::Write };
-    let mut raw = [[0u32; 4]; 32];
+    let mut raw = [[0u32; 32]; 4];
     for v in 0..mem.n as usize {
         let reg = env.kernel.lists[i.list as usize + v];
         if size == 8 {
             let x = warp.regs.long(reg);
             for l in 0..32 {
-                raw[l][2 * v] = x[l] as u32;
-                raw[l][2 * v + 1] = (x[l] >> 32) as u32;
+                raw[2 * v][l] = x[l] as u32;
+                raw[2 * v + 1][l] = (x[l] >> 32) as u32;
             }
             continue;
         }
         let x: [u32; 32] = if mem.long { warp.regs.long(reg).map(|x| x as u32) } else { *warp.regs.word(reg) };
         if size == 4 {
-            for l in 0..32 {
-                raw[l][v & 3] = x[l];
-            }
+            raw[v & 3] = x;
             continue;
         }
         let bit = 8 * size * v;
         let mask = (1 << (8 * size)) - 1;
         for l in 0..32 {
-            raw[l][bit / 32] |= (x[l] & mask) << (bit % 32);
+            raw[bit / 32][l] |= (x[l] & mask) << (bit % 32);
         }
     }
     write(warp, env, mem.space, &at, Request { e, bytes: size * mem.n as usize, access }, &raw)

@@ -10,5 +10,6 @@ mod integer;
 pub(crate) mod lanes;
 pub(crate) mod matrix;
 pub(crate) mod memory;
+mod rare;
 pub(crate) mod tile;
 pub(crate) mod warp;

@@ -17,6 +17,18 @@ pub(crate) fn members(i: &Instr, r: &Registers, lane: usize) -> u32 {
     }
 }
 
+/// Do all lanes name all lanes?
+#[inline(always)]
+fn named_by_all(i: &Instr, r: &Registers) -> bool {
+    let row = match i.op {
+        Op::Shfl(_) | Op::Vote(_) | Op::MatchAny(_) | Op::MatchAll(_) | Op::BarWarp => i.d,
+        Op::Redux(..) => i.b,
+        Op::Elect => i.a,
+        _ => return true,
+    };
+    r.word(row).iter().fold(u32::MAX, |all, mask| all & mask) == u32::MAX
+}
+
 /// What a report calls the operation.
 pub(crate) fn name(op: &Op) -> &'static str {
     match op {
@@ -37,7 +49,7 @@ pub(crate) fn name(op: &Op) -> &'static str {
 /// the others wait. True if the whole group goes on to the next instruction.
 pub(crate) fn together(warp: &mut Warp, env: &mut Env, i: &Instr, pc: u32, m: u32, e: u32) -> Result<bool, Box<Fault>> {
     // the usual case: all lanes are here and name all lanes
-    if e == u32::MAX && mask_of(|l| members(i, &warp.regs, l) == u32::MAX) == u32::MAX {
+    if e == u32::MAX && named_by_all(i, &warp.regs) {
         execute(warp, env, i, e)?;
         return Ok(true);
     }
@@ -119,27 +131,29 @@ fn execute(warp: &mut Warp, env: &mut Env, i: &Instr, e: u32) -> Result<(), Box<
             let (a, b, c) = (*r.word(i.a), *r.word(i.b), *r.word(i.c));
             let mut out = a;
             let mut valid = 0;
-            for l in lanes() {
-                let segment = c[l] >> 8 & 31;
-                let clamp = c[l] & 31;
-                let lane = l as u32;
-                let low = lane & segment;
-                let high = low | (clamp & !segment);
-                let by = b[l] & 31;
+            let mut absent = None;
+            for l in 0..32u32 {
+                let (by, clamp) = (b[l as usize] & 31, c[l as usize]);
+                let segment = clamp >> 8 & 31;
+                let low = l & segment;
+                let high = low | (clamp & 31 & !segment);
                 let (from, ok) = match mode {
-                    Shuffle::Up => (lane.wrapping_sub(by), lane as i32 - by as i32 >= high as i32),
-                    Shuffle::Down => (lane + by, lane + by <= high),
-                    Shuffle::Bfly => (lane ^ by, lane ^ by <= high),
+                    Shuffle::Up => (l.wrapping_sub(by), l as i32 - by as i32 >= high as i32),
+                    Shuffle::Down => (l + by, l + by <= high),
+                    Shuffle::Bfly => (l ^ by, l ^ by <= high),
                     Shuffle::Idx => (low | (by & !segment), low | (by & !segment) <= high),
                 };
                 if ok {
-                    if e >> from & 1 == 0 {
-                        let message = format!("shfl.sync reads lane {from}, which does not take part ({e:#010x} do)");
-                        return Err(Fault::new(Kind::Divergence, Some(lane), message));
-                    }
-                    out[l] = a[from as usize];
+                    out[l as usize] = a[from as usize & 31];
                     valid |= 1 << l;
+                    if e >> l & 1 != 0 && e >> from & 1 == 0 {
+                        absent = absent.or(Some((l, from)));
+                    }
                 }
+            }
+            if let Some((lane, from)) = absent {
+                let message = format!("shfl.sync reads lane {from}, which does not take part ({e:#010x} do)");
+                return Err(Fault::new(Kind::Divergence, Some(lane), message));
             }
             r.set_word(i.dst, e, &out);
             if i.dst2 != NONE {
