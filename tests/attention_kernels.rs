@@ -333,7 +333,12 @@ fn check(heads: (usize, usize), dim: usize) {
                     assert_eq!(got.len(), want.len(), "{name} of {}", case.describe());
                     let difference: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
                     let error = difference / want.iter().map(|x| x * x).sum::<f64>();
-                    let most = if is_bf16 { 1e-5 } else { 1e-10 };
+                    // In bf16 ds is rounded before its product, and cancels with itself in dq and dk.
+                    let most = match (is_bf16, *name) {
+                        (false, _) => 1e-10,
+                        (true, "dq" | "dk") => 2e-5,
+                        (true, _) => 1e-5,
+                    };
                     assert!(error <= most, "{name} off by {error:e}: {}", case.describe());
                 }
             }
