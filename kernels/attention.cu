@@ -109,7 +109,7 @@ KERNEL(attention_reduce_f32, 256)
 // Launch facts. Kernels of a tile: 128 threads, 4 warps; dynamic shared memory of
 //   forward   (tile + 2 · buffers · rows of a buffer) rows, backward   2 · (tile + buffers · rows of a buffer) rows,
 // a row being D elements and 16 bytes; tile 64 and 2 buffers in bf16, 32 and 1 in f32. At most 99 KiB, which every GPU
-// from sm_80 on gives a block. delta and reduce: 256 threads, none. No kernel spills or has a stack frame.
+// from sm_80 on gives a block. delta and reduce: 256 threads, no shared memory, registers ≤ 40: 6 blocks an SM.
 //
 // In bf16, shared memory in KiB, registers on sm_80 and sm_90, and blocks that fit on a multiprocessor of an A100
 // (164 KiB) and an H100 (228 KiB), by registers and shared memory:

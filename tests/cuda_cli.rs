@@ -58,6 +58,79 @@ fn a_run_on_a_gpu_is_the_cpus_up_to_rounding() {
     }
 }
 
+/// `prompt` `[rows, d]` as f64 safetensors.
+fn write_prompt(path: &Path, shape: &[usize], values: &[f64]) {
+    let header =
+        format!("{{\"prompt\":{{\"dtype\":\"F64\",\"shape\":{shape:?},\"data_offsets\":[0,{}]}}}}", values.len() * 8);
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn five_adamw_steps_through_train_end_where_pefts_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |file: &str| dir.path().join(file).to_str().unwrap().to_string();
+    for name in ["llama", "llama_untied", "qwen2", "gpt2"] {
+        let file = Golden::read(&golden(name).join("golden.safetensors"));
+        let shape = file.shape("main.prompt");
+        write_rows(&dir.path().join("rows.jsonl"), name);
+        write_prompt(&dir.path().join("start.safetensors"), &shape, &file.numbers("main.prompt"));
+        let (model, out, examples) = (golden(name), at(&format!("{name}-golden")), causal_rows(&file, "main").len());
+        let (virtual_tokens, batch) = (shape[0].to_string(), examples.to_string());
+        let output = softprompt(
+            &[
+                "train",
+                "--json",
+                "--device",
+                "cuda",
+                "--model",
+                model.to_str().unwrap(),
+                "--train-file",
+                &at("rows.jsonl"),
+                "--output-dir",
+                &out,
+                "--prompt-tuning-init",
+                "file",
+                "--prompt-init-file",
+                &at("start.safetensors"),
+                "--num-virtual-tokens",
+                &virtual_tokens,
+                "--per-device-train-batch-size",
+                &batch,
+                "--max-steps",
+                "5",
+                "--optim",
+                "adamw",
+                "--learning-rate",
+                "0.05",
+                "--weight-decay",
+                "0.01",
+                "--lr-scheduler-type",
+                "constant",
+                "--warmup-steps",
+                "0",
+                "--max-grad-norm",
+                "0",
+            ],
+            &[],
+        );
+        assert!(output.status.success(), "{name}: {}", said(&output));
+        let found = Golden::read(&Path::new(&out).join("final/prompt.safetensors"));
+        let found = found.numbers(&found.names()[0]);
+        let squared = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        let want = file.numbers("main.prompt_after5_f64");
+        // A first step of Adam goes by the sign of a gradient, so one near 0 may go the other way: the norm counts.
+        let size = squared(&want, &vec![0.0; want.len()]);
+        let (ours, pefts) = (squared(&found, &want), squared(&file.numbers("main.prompt_after5_f32"), &want));
+        assert!(
+            ours <= (16.0 * pefts).max(1e-12 * size),
+            "{name}: off by {ours:e}, PEFT's float32 by {pefts:e} of {size:e}"
+        );
+    }
+}
+
 #[test]
 fn a_gpu_that_cannot_be_had_is_an_error_with_its_code() {
     let dir = tempfile::tempdir().unwrap();

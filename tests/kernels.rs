@@ -260,7 +260,8 @@ fn the_instructions_of_every_kernel_are_counted() {
     let mut seen: Vec<_> = mixes().iter().map(|mix| (mix.target, mix.name)).collect();
     let mut expected: Vec<_> =
         ["sm_80", "sm_90"].into_iter().flat_map(|target| kernels().map(move |(_, name, _)| (target, name))).collect();
-    (seen.sort_unstable(), expected.sort_unstable());
+    seen.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(seen, expected, "kernels/prebuilt/sass.txt does not fit the PTX");
     assert!(mixes().iter().all(|mix| mix.of("total") > 0));
 }
