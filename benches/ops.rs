@@ -110,13 +110,13 @@ fn attention(bencher: Bencher<'_, '_>, backward: bool) {
 
 #[divan::bench(args = [false, true])]
 fn rms_norm(bencher: Bencher<'_, '_>, backward: bool) {
-    let weight = tensor(&device(), 1, WIDTH);
+    let weight = Var::constant(tensor(&device(), 1, WIDTH));
     both(bencher, backward, &[WIDTH], |tape, x| ops::rms_norm(tape, &x[0], &weight, 1e-5).expect("rms_norm"));
 }
 
 #[divan::bench(args = [false, true])]
 fn layer_norm(bencher: Bencher<'_, '_>, backward: bool) {
-    let (weight, bias) = (tensor(&device(), 1, WIDTH), tensor(&device(), 1, WIDTH));
+    let (weight, bias) = (Var::constant(tensor(&device(), 1, WIDTH)), Var::constant(tensor(&device(), 1, WIDTH)));
     both(bencher, backward, &[WIDTH], |tape, x| {
         ops::layer_norm(tape, &x[0], &weight, &bias, 1e-5).expect("layer_norm")
     });

@@ -30,7 +30,7 @@ fn main() {
     let setting = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_string());
     let device = Device::named(&setting("SOFTPROMPT_BENCH_DEVICE", "cpu"), Some(threads)).expect("a device");
     let dtype = DType::named(&setting("SOFTPROMPT_BENCH_DTYPE", "f32")).expect("a type");
-    let options = ModelOptions { dtype, weights: WeightStorage::Mapped };
+    let options = ModelOptions { dtype, weights: WeightStorage::Mapped, ..ModelOptions::default() };
     let model = Model::random(config.clone(), 0, &device, options).expect("a model");
     let mut batch = Batch::new();
     for example in 0..examples {

@@ -33,5 +33,5 @@ pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use models::{Model, ModelConfig, ModelOptions, WeightStorage};
-pub use step::{Batch, Loss, LossAndGrad};
+pub use step::{Batch, Loss, LossAndGrad, LossAndWeightGrads};
 pub use tensor::Tensor;

@@ -1,4 +1,5 @@
-//! The building blocks that models share: a frozen linear map with its bias, norms, rotation tables.
+//! The building blocks that models share: a linear map with its bias, norms, rotation tables. Their weights are frozen or
+//! trained; what they compute is the same.
 
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
@@ -6,16 +7,34 @@ use crate::error::Result;
 use crate::ops::{self, Pairing, rope::Rotation};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::weights::Matrix;
+use crate::weights::{Matrix, Parameter};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// `x W + b` with frozen weights.
+/// A bias or a norm's weight, `[1, n]`.
+#[derive(Debug, Clone)]
+pub enum Vector {
+    /// As the model came.
+    Frozen(Tensor),
+    /// What training changes.
+    Trained(Arc<Parameter>),
+}
+
+impl Vector {
+    fn var(&self, tape: &mut Tape) -> Var {
+        match self {
+            Self::Frozen(tensor) => Var::constant(tensor.clone()),
+            Self::Trained(parameter) => tape.parameter_var(Some(parameter.id()), parameter.value()),
+        }
+    }
+}
+
+/// `x W + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// The matrix.
     pub weight: Arc<Matrix>,
     /// `[1, out]`
-    pub bias: Option<Tensor>,
+    pub bias: Option<Vector>,
 }
 
 impl Linear {
@@ -24,7 +43,8 @@ impl Linear {
     /// # Errors
     /// [`crate::Error::Op`] if the shapes do not fit.
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
-        ops::linear(tape, x, &self.weight, self.bias.as_ref())
+        let bias = self.bias.as_ref().map(|bias| bias.var(tape));
+        ops::linear(tape, x, &self.weight, bias.as_ref())
     }
 }
 
@@ -34,16 +54,16 @@ pub enum Norm {
     /// Root mean square.
     Rms {
         /// `[1, d]`
-        weight: Tensor,
+        weight: Vector,
         /// Added to the mean square.
         epsilon: f64,
     },
     /// Mean and variance.
     Layer {
         /// `[1, d]`
-        weight: Tensor,
+        weight: Vector,
         /// `[1, d]`
-        bias: Tensor,
+        bias: Vector,
         /// Added to the variance.
         epsilon: f64,
     },
@@ -56,21 +76,45 @@ impl Norm {
     /// [`crate::Error::Op`] if the shapes do not fit.
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
         match self {
-            Self::Rms { weight, epsilon } => ops::rms_norm(tape, x, weight, *epsilon),
-            Self::Layer { weight, bias, epsilon } => ops::layer_norm(tape, x, weight, bias, *epsilon),
+            Self::Rms { weight, epsilon } => {
+                let weight = weight.var(tape);
+                ops::rms_norm(tape, x, &weight, *epsilon)
+            }
+            Self::Layer { weight, bias, epsilon } => {
+                let (weight, bias) = (weight.var(tape), bias.var(tape));
+                ops::layer_norm(tape, x, &weight, &bias, *epsilon)
+            }
         }
     }
-}
 
-impl Norm {
     /// The sum of `x` and `residual`, and the sum normalised.
     ///
     /// # Errors
     /// [`crate::Error::Op`] if the shapes do not fit.
     pub fn after_add(&self, tape: &mut Tape, x: &Var, residual: Var) -> Result<(Var, Var)> {
         match self {
-            Self::Rms { weight, epsilon } => ops::add_rms_norm(tape, x, residual, weight, *epsilon),
-            Self::Layer { weight, bias, epsilon } => ops::add_layer_norm(tape, x, residual, weight, bias, *epsilon),
+            Self::Rms { weight, epsilon } => {
+                let weight = weight.var(tape);
+                ops::add_rms_norm(tape, x, residual, &weight, *epsilon)
+            }
+            Self::Layer { weight, bias, epsilon } => {
+                let (weight, bias) = (weight.var(tape), bias.var(tape));
+                ops::add_layer_norm(tape, x, residual, &weight, &bias, *epsilon)
+            }
+        }
+    }
+
+    /// [`Norm::after_add`] where something is still to be added to `x`, else `x` itself and [`Norm::forward`] of it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Op`] if the shapes do not fit.
+    pub fn join(&self, tape: &mut Tape, x: Var, branch: Option<Var>) -> Result<(Var, Var)> {
+        match branch {
+            Some(branch) => self.after_add(tape, &x, branch),
+            None => {
+                let normed = self.forward(tape, &x)?;
+                Ok((x, normed))
+            }
         }
     }
 }

@@ -92,6 +92,15 @@ pub struct LossAndGrad {
     pub grad: Tensor,
 }
 
+/// A batch's loss and what the weights should do about it.
+#[derive(Debug, Clone)]
+pub struct LossAndWeightGrads {
+    /// The loss.
+    pub loss: Loss,
+    /// The gradient of the mean loss by each of [`Model::parameters`], in their order and shapes.
+    pub grads: Vec<Tensor>,
+}
+
 /// The end of a forward pass, on the device.
 struct Scored {
     loss: Var,
@@ -154,6 +163,51 @@ impl Model {
         })?;
         // A GPU is waited for here and nowhere before.
         Ok(LossAndGrad { loss: scored.read(batch)?, grad })
+    }
+
+    /// The mean loss of `batch` without a prompt, and its gradient by every parameter of a model that was opened as
+    /// [trainable](crate::ModelOptions::trainable).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a frozen model, or tokens that do not fit it.
+    pub fn loss_and_weight_grads(&self, batch: &Batch) -> Result<LossAndWeightGrads> {
+        self.loss_and_weight_grads_of_part(batch, batch.label_tokens(), Vec::new())
+    }
+
+    /// Like [`Model::loss_and_weight_grads`], for a batch that is part of a larger one with `all_label_tokens` label tokens:
+    /// the gradients of the parts add up to that of the whole. `earlier` is what was found of the parts before, or empty;
+    /// the gradient is added to it, in its memory.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_weight_grads`].
+    pub fn loss_and_weight_grads_of_part(
+        &self,
+        batch: &Batch,
+        all_label_tokens: usize,
+        earlier: Vec<Tensor>,
+    ) -> Result<LossAndWeightGrads> {
+        let parameters = self.parameters();
+        if parameters.is_empty() {
+            return Err(Error::input(Place::file(self.path()), "a model opened as trainable", "a frozen one"));
+        }
+        if !earlier.is_empty() && earlier.len() != parameters.len() {
+            let expected = format!("{} gradients", parameters.len());
+            return Err(Error::op("loss_and_weight_grads", expected, earlier.len().to_string()));
+        }
+        let mut tape = Tape::new();
+        let prompt = Var::constant(self.prompt_from(0, &[])?);
+        let (scored, grads) = self.device().repeat(|| {
+            let scored = self.forward(&mut tape, &prompt, batch, all_label_tokens)?;
+            let mut found = tape.backward_to_parameters(&scored.loss, earlier.into_iter().enumerate().collect())?;
+            let grads = parameters.iter().map(|parameter| {
+                found.remove(&parameter.id()).unwrap_or_else(|| {
+                    let value = parameter.value();
+                    Tensor::zeros(self.device(), value.rows(), value.cols(), value.dtype(), Kind::Gradients)
+                })
+            });
+            Ok((scored, grads.collect()))
+        })?;
+        Ok(LossAndWeightGrads { loss: scored.read(batch)?, grads })
     }
 
     fn forward(&self, tape: &mut Tape, prompt: &Var, batch: &Batch, divisor: usize) -> Result<Scored> {

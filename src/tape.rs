@@ -6,7 +6,13 @@
 //!   Rows that do always form a prefix, because prompt rows stand first in the stream. Constants have none. At the
 //!   embedding these are the prompt's rows; the first attention spreads them to every row. An op on operands without
 //!   gradient rows records nothing, and a backward step works on gradient rows only.
-//! * **An operand is saved only if the other side is tracked.** Weights are frozen, so a linear saves nothing.
+//! * **An operand is saved only if the other side is tracked.** A linear with a frozen weight saves nothing; one whose
+//!   weight is a parameter of the tape saves its input, and nothing but that flag differs.
+//!
+//! Parameters are what is trained besides a leaf: weights, known by a number. The tape gives a parameter one variable,
+//! however often it is used, so the gradient of a tied embedding is a sum like any other.
+//!
+//! A stretch of the computation may be [recomputed](Tape::recompute): only its input is kept.
 //!
 //! Accumulation: a variable's gradient is the sum of what its readers contribute, added in the reverse order of the
 //! recording. The first contribution is moved in, later ones are added in place. The order never depends on threads, so
@@ -15,6 +21,7 @@
 use crate::device::Kind;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use std::collections::BTreeMap;
 
 /// A tensor in a computation, and which of its rows can carry gradient.
 #[derive(Debug, Clone)]
@@ -29,6 +36,8 @@ pub struct Node {
     slot: usize,
     grad_rows: usize,
 }
+
+const CONSTANT: Node = Node { slot: usize::MAX, grad_rows: 0 };
 
 impl Node {
     /// How many leading rows can carry gradient; 0 for a constant.
@@ -45,7 +54,7 @@ impl Node {
 impl Var {
     /// A tensor that no gradient is wanted of.
     pub fn constant(tensor: Tensor) -> Self {
-        Self { tensor, node: Node { slot: usize::MAX, grad_rows: 0 } }
+        Self { tensor, node: CONSTANT }
     }
 
     /// The value.
@@ -86,6 +95,9 @@ struct Record {
 pub struct Tape {
     records: Vec<Record>,
     slots: usize,
+    parameters: BTreeMap<usize, Node>,
+    /// Whether records are dropped as they come: only what carries gradient is found out.
+    forgets: bool,
 }
 
 impl Tape {
@@ -97,7 +109,29 @@ impl Tape {
     /// A variable whose gradient is wanted: every row of it.
     pub fn leaf(&mut self, tensor: Tensor) -> Var {
         let grad_rows = tensor.rows();
+        self.leaf_rows(tensor, grad_rows)
+    }
+
+    /// A variable of which the gradient of the first `grad_rows` rows is wanted.
+    fn leaf_rows(&mut self, tensor: Tensor, grad_rows: usize) -> Var {
         Var { tensor, node: self.node(grad_rows) }
+    }
+
+    /// The variable of a parameter, `rows` rows that are all trained; of none, a constant's. A number always has the same
+    /// variable.
+    pub fn parameter(&mut self, id: Option<usize>, rows: usize) -> Node {
+        let Some(id) = id.filter(|_| rows > 0) else { return CONSTANT };
+        if let Some(&node) = self.parameters.get(&id) {
+            return node;
+        }
+        let node = self.node(rows);
+        self.parameters.insert(id, node);
+        node
+    }
+
+    /// A tensor as the variable of a parameter, or as a constant: see [`Tape::parameter`].
+    pub fn parameter_var(&mut self, id: Option<usize>, tensor: Tensor) -> Var {
+        Var { node: self.parameter(id, tensor.rows()), tensor }
     }
 
     fn node(&mut self, grad_rows: usize) -> Node {
@@ -115,7 +149,9 @@ impl Tape {
     ) -> Var {
         debug_assert!(grad_rows > 0 && grad_rows <= tensor.rows());
         let output = self.node(grad_rows);
-        self.records.push(Record { output, backward: Box::new(backward) });
+        if !self.forgets {
+            self.records.push(Record { output, backward: Box::new(backward) });
+        }
         Var { tensor, node: output }
     }
 
@@ -133,13 +169,59 @@ impl Tape {
 
     /// Keeps a tensor for the backward pass: it is counted as a saved activation until its record is consumed.
     pub fn save(&self, tensor: &Tensor) -> Tensor {
-        tensor.retag(Kind::SavedActivations);
+        if !self.forgets {
+            tensor.retag(Kind::SavedActivations);
+        }
         tensor.clone()
     }
 
     /// Keeps the first `rows` rows of a tensor, in memory of their own where that is less than the whole.
     pub fn save_prefix(&self, tensor: &Tensor, rows: usize) -> Tensor {
-        if rows == tensor.rows() { self.save(tensor) } else { tensor.copy_rows(rows, Kind::SavedActivations) }
+        match rows == tensor.rows() {
+            true => self.save(tensor),
+            false if self.forgets => tensor.prefix(rows),
+            false => tensor.copy_rows(rows, Kind::SavedActivations),
+        }
+    }
+
+    /// What `work` makes of `x`, keeping nothing but `x`: it is done once more when the backward pass gets there. It must do
+    /// the same both times.
+    ///
+    /// # Errors
+    /// What `work` reports.
+    pub fn recompute(
+        &mut self,
+        x: &Var,
+        work: impl Fn(&mut Tape, &Var) -> Result<Var> + Send + 'static,
+    ) -> Result<Var> {
+        let mut first = Tape { forgets: true, ..Tape::new() };
+        let input = first.leaf_rows(x.tensor.clone(), x.grad_rows());
+        let output = work(&mut first, &input)?;
+        drop(input);
+        let grad_rows = output.grad_rows();
+        if grad_rows == 0 {
+            return Ok(Var::constant(output.tensor));
+        }
+        // The parameters have variables of their own on the inner tape, which are part of those here.
+        let outer: BTreeMap<usize, Node> =
+            first.parameters.iter().map(|(&id, node)| (id, self.parameter(Some(id), node.grad_rows))).collect();
+        let (node, saved) = (x.node, self.save(&x.tensor));
+        Ok(self.record(output.tensor, grad_rows, move |dy, gradients| {
+            let mut tape = Tape::new();
+            let input = tape.leaf_rows(saved, node.grad_rows);
+            let output = work(&mut tape, &input)?.node;
+            let (input, parameters) = (input.node, std::mem::take(&mut tape.parameters));
+            let mut inner = tape.walk(output, dy, BTreeMap::new())?;
+            if let Some(dx) = inner.take(input) {
+                gradients.add(node, dx)?;
+            }
+            for (id, node) in parameters {
+                if let (Some(found), Some(&outer)) = (inner.take(node), outer.get(&id)) {
+                    gradients.add(outer, found)?;
+                }
+            }
+            Ok(())
+        }))
     }
 
     /// Walks the records backwards from `output`, whose gradient is 1 in every element, and returns the gradient of
@@ -148,20 +230,52 @@ impl Tape {
     /// # Errors
     /// What an op's backward step reports.
     pub fn backward(self, output: &Var, leaf: &Var) -> Result<Tensor> {
-        let (value, rows) = (&output.tensor, output.grad_rows());
-        let seed = Tensor::full(value.device(), rows, value.cols(), value.dtype(), 1.0, Kind::Gradients)?;
-        let mut gradients = Gradients { slots: vec![None; self.slots] };
-        gradients.add(output.node, seed)?;
-        for record in self.records.into_iter().rev() {
-            if let Some(gradient) = gradients.take(record.output) {
-                (record.backward)(gradient, &mut gradients)?;
-            }
-        }
+        let seed = ones_like(output)?;
+        let mut gradients = self.walk(output.node, seed, BTreeMap::new())?;
         Ok(gradients.take(leaf.node).unwrap_or_else(|| {
             let value = &leaf.tensor;
             Tensor::zeros(value.device(), leaf.grad_rows(), value.cols(), value.dtype(), Kind::Gradients)
         }))
     }
+
+    /// Like [`Tape::backward`], for the gradients of the parameters, by number; of those that nothing reached there is none.
+    /// What `earlier` holds of a parameter's gradient is added to, in its memory.
+    ///
+    /// # Errors
+    /// What an op's backward step reports.
+    pub fn backward_to_parameters(
+        mut self,
+        output: &Var,
+        earlier: BTreeMap<usize, Tensor>,
+    ) -> Result<BTreeMap<usize, Tensor>> {
+        for (&id, gradient) in &earlier {
+            self.parameter(Some(id), gradient.rows());
+        }
+        let parameters = self.parameters.clone();
+        let seed = ones_like(output)?;
+        let mut gradients = self.walk(output.node, seed, earlier)?;
+        let found = parameters.into_iter().filter_map(|(id, node)| Some((id, gradients.take(node)?)));
+        Ok(found.collect())
+    }
+
+    fn walk(self, output: Node, seed: Tensor, earlier: BTreeMap<usize, Tensor>) -> Result<Gradients> {
+        let mut gradients = Gradients { slots: vec![None; self.slots] };
+        for (id, gradient) in earlier {
+            gradients.add(self.parameters.get(&id).copied().unwrap_or(CONSTANT), gradient)?;
+        }
+        gradients.add(output, seed)?;
+        for record in self.records.into_iter().rev() {
+            if let Some(gradient) = gradients.take(record.output) {
+                (record.backward)(gradient, &mut gradients)?;
+            }
+        }
+        Ok(gradients)
+    }
+}
+
+fn ones_like(output: &Var) -> Result<Tensor> {
+    let (value, rows) = (&output.tensor, output.grad_rows());
+    Tensor::full(value.device(), rows, value.cols(), value.dtype(), 1.0, Kind::Gradients)
 }
 
 /// Whether a result replaces what a buffer holds or is added to it.

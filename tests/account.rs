@@ -61,7 +61,7 @@ fn a_step_launches_what_the_account_lists() {
     let batches: [&[(usize, usize)]; 4] = [&[(6, 2)], &[(1, 1), (9, 3), (0, 1)], &[(29, 1); 8], &[(0, 2), (4, 1)]];
     for config in [llama(1), llama(3), qwen2(2), gpt2(1), gpt2(2)] {
         for dtype in [DType::F32, DType::BF16] {
-            let model_options = ModelOptions { dtype, weights: WeightStorage::Widened };
+            let model_options = ModelOptions { dtype, weights: WeightStorage::Widened, ..ModelOptions::default() };
             let model = Model::random(config.clone(), 1, &device, model_options).unwrap();
             for examples in batches {
                 let what = format!("{:?} {} layers {dtype} {examples:?}", config.family, config.num_hidden_layers);

@@ -17,7 +17,7 @@ use softprompt::{Batch, DType, Device, Model, ModelOptions, WeightStorage};
 use std::process::Command;
 
 fn options(dtype: DType) -> ModelOptions {
-    ModelOptions { dtype, weights: WeightStorage::Mapped }
+    ModelOptions { dtype, weights: WeightStorage::Mapped, ..ModelOptions::default() }
 }
 
 fn golden_batch(file: &Golden, case: &str) -> Batch {
@@ -202,7 +202,9 @@ fn steps_of_one_shape_become_a_graph_and_change_no_bit() {
 fn weights_are_held_once_in_the_type_computed_in_or_as_stored() {
     let device = cuda();
     let weights = |dtype, storage| {
-        let model = Model::random(llama(2), 1, &device, ModelOptions { dtype, weights: storage }).unwrap();
+        let model =
+            Model::random(llama(2), 1, &device, ModelOptions { dtype, weights: storage, ..ModelOptions::default() })
+                .unwrap();
         let config = model.config().clone();
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) =

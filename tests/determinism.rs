@@ -22,7 +22,8 @@ fn check(what: &str, open: impl Fn(&Device, ModelOptions) -> Model, rows: usize,
         let mut first: Option<Vec<u64>> = None;
         for threads in THREADS {
             let device = Device::cpu(Some(threads)).unwrap();
-            let model = open(&device, ModelOptions { dtype, weights: WeightStorage::Mapped });
+            let model =
+                open(&device, ModelOptions { dtype, weights: WeightStorage::Mapped, ..ModelOptions::default() });
             let (prompt, batch) = (prompt(&model, rows, 3), batch(model.config(), lengths, 4));
             for round in 0..2 {
                 let found = bits(&model.loss_and_grad(&prompt, &batch).unwrap());

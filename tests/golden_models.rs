@@ -10,7 +10,7 @@ fn check(name: &str, case: &str, dtype: DType, weights: WeightStorage) {
     let folder = golden(name);
     let file = Golden::read(&folder.join("golden.safetensors"));
     let device = Device::cpu(Some(2)).unwrap();
-    let model = Model::open(&folder, &device, ModelOptions { dtype, weights }).unwrap();
+    let model = Model::open(&folder, &device, ModelOptions { dtype, weights, ..ModelOptions::default() }).unwrap();
     let rows = file.shape(&format!("{case}.prompt"))[0];
     let prompt = model.prompt_from(rows, &file.numbers(&format!("{case}.prompt"))).unwrap();
     let mut batch = Batch::new();

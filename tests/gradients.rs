@@ -133,7 +133,7 @@ fn a_variable_read_by_several_ops_gets_the_sum() {
             format: softprompt::weights::Format::F64,
             part: None,
         };
-        let norm = tensor(&device, DType::F64, 1, 12, &Random::new(6).numbers(12));
+        let norm = Var::constant(tensor(&device, DType::F64, 1, 12, &Random::new(6).numbers(12)));
         let index = Indices::from(vec![2, 6, 2, 0, 1, 5, 4]);
         // Bit i takes reader i.
         let run = |readers: usize| {

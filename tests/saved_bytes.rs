@@ -31,7 +31,7 @@ fn saved(config: &ModelConfig, prompt: usize, rows: usize, scored: usize) -> usi
 fn check(config: &ModelConfig, dtype: DType, prompt_rows: usize, examples: &[(usize, usize)]) {
     let what = format!("{:?} {} layers {dtype} P {prompt_rows} {examples:?}", config.family, config.num_hidden_layers);
     let device = Device::cpu(Some(2)).unwrap();
-    let options = ModelOptions { dtype, weights: WeightStorage::Mapped };
+    let options = ModelOptions { dtype, weights: WeightStorage::Mapped, ..ModelOptions::default() };
     let model = Model::random(config.clone(), 1, &device, options).unwrap();
     let batch = batch(config, examples, 3);
     let prompt = prompt(&model, prompt_rows, 4);

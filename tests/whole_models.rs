@@ -13,7 +13,12 @@ use softprompt::ops;
 use softprompt::tape::{Tape, Var};
 use softprompt::{Batch, DType, Device, Model, ModelOptions, Tensor};
 
-const F64: ModelOptions = ModelOptions { dtype: DType::F64, weights: softprompt::WeightStorage::Mapped };
+const F64: ModelOptions = ModelOptions {
+    dtype: DType::F64,
+    weights: softprompt::WeightStorage::Mapped,
+    recompute: softprompt::models::Recompute::None,
+    trainable: false,
+};
 
 fn configs() -> Vec<ModelConfig> {
     vec![llama(1), llama(3), qwen2(1), qwen2(2), gpt2(1), gpt2(2)]

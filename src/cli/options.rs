@@ -45,6 +45,7 @@ impl ComputeArgs {
         let options = ModelOptions {
             dtype: DType::named(&self.dtype).unwrap_or_default(),
             weights: WeightStorage::named(&self.weights).unwrap_or_default(),
+            ..ModelOptions::default()
         };
         Model::open(model, &self.device()?, options)
     }

@@ -71,7 +71,7 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
         Precision::Bf16 => DType::BF16,
     };
     let weights = if config.weights == Weights::Widened { WeightStorage::Widened } else { WeightStorage::Mapped };
-    let model = Model::open(&config.model, &device, ModelOptions { dtype, weights })?;
+    let model = Model::open(&config.model, &device, ModelOptions { dtype, weights, ..ModelOptions::default() })?;
 
     let limit = model.config().max_position_embeddings;
     if config.num_virtual_tokens >= limit {

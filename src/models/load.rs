@@ -4,13 +4,14 @@ use super::{ModelOptions, WeightStorage};
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use crate::nn::{Linear, Norm};
+use crate::nn::{Linear, Norm, Vector};
 use crate::tensor::Tensor;
-use crate::weights::{Matrix, Orientation, StoredTensor, Weights};
+use crate::weights::{Matrix, Orientation, Parameter, ParameterPlace, StoredTensor, Weights};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where tensors come from.
@@ -32,11 +33,19 @@ pub(super) struct Loader<'a> {
     options: ModelOptions,
     mapped_bytes: Cell<usize>,
     fingerprint: RefCell<Sha256>,
+    parameters: RefCell<Vec<Arc<Parameter>>>,
 }
 
 impl<'a> Loader<'a> {
     pub(super) fn new(origin: Origin<'a>, device: &'a Device, options: ModelOptions) -> Self {
-        Self { origin, device, options, mapped_bytes: Cell::new(0), fingerprint: RefCell::default() }
+        Self {
+            origin,
+            device,
+            options,
+            mapped_bytes: Cell::new(0),
+            fingerprint: RefCell::default(),
+            parameters: RefCell::default(),
+        }
     }
 
     pub(super) fn dtype(&self) -> DType {
@@ -59,6 +68,18 @@ impl<'a> Loader<'a> {
     /// What the tensors read so far are, as a hash of their names, shapes, formats and samples of their bytes.
     pub(super) fn fingerprint(&self) -> String {
         self.fingerprint.borrow().clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The weights that are trained, in the order they were asked for.
+    pub(super) fn into_parameters(self) -> Vec<Arc<Parameter>> {
+        self.parameters.into_inner()
+    }
+
+    fn train(&self, place: ParameterPlace, value: Tensor) -> Arc<Parameter> {
+        let mut parameters = self.parameters.borrow_mut();
+        let parameter = Arc::new(Parameter::new(parameters.len(), place, value));
+        parameters.push(Arc::clone(&parameter));
+        parameter
     }
 
     fn note(&self, stored: &StoredTensor) {
@@ -100,11 +121,18 @@ impl<'a> Loader<'a> {
             Orientation::RowPerOutput => [outputs, inputs],
             Orientation::RowPerInput => [inputs, outputs],
         };
-        Ok(Arc::new(self.hold(Matrix::new(self.get(name, &shape)?, orientation)?)?))
+        Ok(Arc::new(self.hold(name, Matrix::new(self.get(name, &shape)?, orientation)?)?))
     }
 
-    /// Widens a matrix if that was asked for, and copies it to a GPU.
-    pub(super) fn hold(&self, mut matrix: Matrix) -> Result<Matrix> {
+    /// Makes a parameter of the matrix that is, or is part of, the tensor `name`, if weights are trained. Else widens it if
+    /// that was asked for, and copies it to a GPU.
+    pub(super) fn hold(&self, name: &str, mut matrix: Matrix) -> Result<Matrix> {
+        if self.options.trainable {
+            let value = matrix.to_tensor(self.device, self.options.dtype)?;
+            let (rows, cols) = (matrix.stored_rows(), matrix.stored_cols());
+            let place = ParameterPlace { name: name.to_string(), shape: matrix.stored_shape(), rows, cols };
+            return Ok(Matrix::trained(self.train(place, value), matrix.orientation()));
+        }
         if self.options.weights == WeightStorage::Widened {
             matrix.widen(self.device, self.options.dtype);
         }
@@ -130,14 +158,19 @@ impl<'a> Loader<'a> {
         Ok(values)
     }
 
-    /// Numbers as a row vector in the working type.
-    pub(super) fn row(&self, values: &[f64]) -> Result<Tensor> {
-        Tensor::from_f64(self.device, 1, values.len(), self.dtype(), values, Kind::Weights)
+    /// The numbers `range` of the vector `name`, all of which are `values`, in the working type.
+    pub(super) fn part(&self, name: &str, values: &[f64], range: Range<usize>) -> Result<Vector> {
+        let row = Tensor::from_f64(self.device, 1, range.len(), self.dtype(), &values[range.clone()], Kind::Weights)?;
+        if self.options.trainable {
+            let place = ParameterPlace { name: name.to_string(), shape: vec![values.len()], rows: 0..1, cols: range };
+            return Ok(Vector::Trained(self.train(place, row)));
+        }
+        Ok(Vector::Frozen(row))
     }
 
     /// A vector of `length` numbers, as a row.
-    pub(super) fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
-        self.row(&self.numbers(name, length)?)
+    pub(super) fn vector(&self, name: &str, length: usize) -> Result<Vector> {
+        self.part(name, &self.numbers(name, length)?, 0..length)
     }
 
     /// `<prefix>.weight`, and `<prefix>.bias` if `has_bias`.

@@ -1,9 +1,10 @@
-//! Frozen language models: opened from disk, run over a [`Layout`] with a prompt in front.
+//! Language models: opened from disk, run over a [`Layout`] with a prompt in front.
 //!
-//! A new family is a file here: a `struct` of weights with `hidden`, and an arm in [`Model::open`].
+//! A new family of causal models is a file here that fills a [`decoder::Decoder`], and an arm in [`Model::open`].
 
 mod cache;
 mod config;
+mod decoder;
 mod gpt2;
 mod llama;
 mod load;
@@ -11,6 +12,7 @@ mod shapes;
 
 pub use cache::{KeyValueCache, Step};
 pub use config::{Family, ModelConfig, RopeScaling};
+pub use decoder::Recompute;
 
 use crate::data::tokenizer::Tokenizer;
 use crate::device::{Device, Kind};
@@ -20,7 +22,8 @@ use crate::layout::Layout;
 use crate::ops::{self, CrossEntropy};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::weights::{Matrix, Weights, locate::locate};
+use crate::weights::{Matrix, Parameter, Weights, locate::locate};
+use decoder::Decoder;
 use load::{Loader, Origin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,9 +56,13 @@ pub struct ModelOptions {
     pub dtype: DType,
     /// How weights are held.
     pub weights: WeightStorage,
+    /// What is computed again in the backward pass rather than kept.
+    pub recompute: Recompute,
+    /// Whether weights are parameters: copied into the working type, with gradients and updates, rather than frozen.
+    pub trainable: bool,
 }
 
-/// A frozen causal language model, with its tokenizer where there is one.
+/// A causal language model, with its tokenizer where there is one.
 ///
 /// ```no_run
 /// use softprompt::{Device, Model, ModelOptions};
@@ -71,18 +78,13 @@ pub struct Model {
     device: Device,
     dtype: DType,
     config: ModelConfig,
-    network: Network,
+    decoder: Decoder,
     head: Arc<Matrix>,
+    recompute: Recompute,
+    parameters: Vec<Arc<Parameter>>,
     tokenizer: Option<Tokenizer>,
     mapped_bytes: usize,
     fingerprint: String,
-}
-
-/// The layers of a model.
-#[derive(Debug)]
-enum Network {
-    Llama(llama::Llama),
-    Gpt2(gpt2::Gpt2),
 }
 
 impl Model {
@@ -92,7 +94,7 @@ impl Model {
     /// [`Error::Input`] for a model that is broken, incomplete, or has a configuration value that is not supported,
     /// which is named.
     pub fn open(model: impl AsRef<Path>, device: &Device, options: ModelOptions) -> Result<Self> {
-        check_type(device, options.dtype)?;
+        check(device, options)?;
         let name = model.as_ref().to_string_lossy().into_owned();
         let path = locate(&name)?;
         let weights = Weights::open(&path)?;
@@ -102,7 +104,7 @@ impl Model {
             .map_err(|error| error.or_hint("the tokenizer is damaged: copy it again from where the model came from"))?;
         let origin = Origin::Files(&weights);
         device
-            .run(|| Self::load(name, path, config, tokenizer, &Loader::new(origin, device, options), options))
+            .run(|| Self::load(name, path, config, tokenizer, Loader::new(origin, device, options), options))
             .map_err(|error| error.or_hint("configuration and weights do not belong to the same model"))
     }
 
@@ -111,9 +113,9 @@ impl Model {
     /// # Errors
     /// [`Error::Op`] if the sizes contradict each other.
     pub fn random(config: ModelConfig, seed: u64, device: &Device, options: ModelOptions) -> Result<Self> {
-        check_type(device, options.dtype)?;
+        check(device, options)?;
         let (name, path, origin) = ("random".to_string(), PathBuf::from("random"), Origin::Random { seed });
-        device.run(|| Self::load(name, path, config, None, &Loader::new(origin, device, options), options))
+        device.run(|| Self::load(name, path, config, None, Loader::new(origin, device, options), options))
     }
 
     fn load(
@@ -121,26 +123,35 @@ impl Model {
         path: PathBuf,
         config: ModelConfig,
         tokenizer: Option<Tokenizer>,
-        loader: &Loader<'_>,
+        loader: Loader<'_>,
         options: ModelOptions,
     ) -> Result<Self> {
-        let (network, head) = match config.family {
-            Family::Llama | Family::Mistral | Family::Qwen2 => {
-                let (llama, head) = llama::Llama::load(loader, &config)?;
-                (Network::Llama(llama), head)
-            }
-            Family::Gpt2 => {
-                let (gpt2, head) = gpt2::Gpt2::load(loader, &config)?;
-                (Network::Gpt2(gpt2), head)
-            }
+        let (decoder, head) = match config.family {
+            Family::Llama | Family::Mistral | Family::Qwen2 => llama::load(&loader, &config)?,
+            Family::Gpt2 => gpt2::load(&loader, &config)?,
         };
-        // A GPU counts the weights it holds; on a CPU they are the mapped file.
-        let mapped_bytes = if let Device::Cpu(_) = loader.device { loader.mapped_bytes() } else { 0 };
+        // A GPU counts the weights it holds, and both do of those that are trained; on a CPU others are the mapped file.
+        let is_mapped = matches!(loader.device, Device::Cpu(_)) && !options.trainable;
+        let mapped_bytes = if is_mapped { loader.mapped_bytes() } else { 0 };
         let device = loader.device;
         device.count_external(mapped_bytes, Kind::Weights);
         let (device, dtype) = (device.clone(), options.dtype);
-        let fingerprint = loader.fingerprint();
-        Ok(Self { name, path, device, dtype, config, network, head, tokenizer, mapped_bytes, fingerprint })
+        let (fingerprint, recompute) = (loader.fingerprint(), options.recompute);
+        let parameters = loader.into_parameters();
+        Ok(Self {
+            name,
+            path,
+            device,
+            dtype,
+            config,
+            decoder,
+            head,
+            recompute,
+            parameters,
+            tokenizer,
+            mapped_bytes,
+            fingerprint,
+        })
     }
 
     /// The name it was opened by.
@@ -199,20 +210,27 @@ impl Model {
     /// # Errors
     /// [`Error::Op`] if there is no such token.
     pub fn embedding_row(&self, id: u32) -> Result<Vec<f64>> {
-        let table = self.embedding_table();
+        let table = &self.decoder.embedding;
         if id as usize >= table.out_features() {
             return Err(Error::op("embedding", format!("tokens below {}", table.out_features()), id.to_string()));
         }
-        let mut row = vec![0f64; table.in_features()];
+        let width = table.in_features();
+        if let Some(parameter) = table.parameter() {
+            return Ok(parameter.value().to_f64_vec()?[id as usize * width..][..width].to_vec());
+        }
+        let mut row = vec![0f64; width];
         table.widen_row(id as usize, &mut row);
         Ok(row)
     }
 
-    fn embedding_table(&self) -> &Matrix {
-        match &self.network {
-            Network::Llama(llama) => llama.embedding(),
-            Network::Gpt2(gpt2) => gpt2.embedding(),
-        }
+    /// The weights that are trained, by their number; none of a frozen model.
+    pub fn parameters(&self) -> &[Arc<Parameter>] {
+        &self.parameters
+    }
+
+    /// What is computed again in the backward pass rather than kept.
+    pub fn recompute(&self) -> Recompute {
+        self.recompute
     }
 
     /// An empty cache of keys and values for `rows` rows.
@@ -232,10 +250,7 @@ impl Model {
     pub fn hidden(&self, tape: &mut Tape, prompt: &Var, layout: &Layout, step: Option<Step<'_>>) -> Result<Var> {
         self.check(layout)?;
         let prompt = &ops::cast(tape, prompt, self.dtype)?;
-        match &self.network {
-            Network::Llama(llama) => llama.hidden(tape, prompt, layout, step),
-            Network::Gpt2(gpt2) => gpt2.hidden(tape, prompt, layout, step),
-        }
+        self.decoder.hidden(tape, prompt, layout, step, self.recompute)
     }
 
     fn check(&self, layout: &Layout) -> Result<()> {
@@ -281,7 +296,11 @@ impl Model {
     }
 }
 
-fn check_type(device: &Device, dtype: DType) -> Result<()> {
+fn check(device: &Device, options: ModelOptions) -> Result<()> {
+    let dtype = options.dtype;
+    if options.trainable && matches!(device, Device::Cuda(_)) {
+        return Err(Error::config(Place::item("device"), "cpu for weights that are trained", device.name()));
+    }
     if device.computes_in(dtype) {
         return Ok(());
     }

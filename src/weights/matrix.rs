@@ -1,16 +1,17 @@
-//! A frozen matrix as ops use it: panels of it, in the type they compute in.
+//! A matrix as ops use it: panels of it, in the type they compute in.
 //!
-//! The stored bytes stay in the memory map. A panel that is stored in the working type is borrowed; any other is widened
+//! A frozen one's stored bytes stay in the memory map. A panel that is stored in the working type is borrowed; any other is widened
 //! into scratch that lives as long as the panel, so that the model never exists a second time in memory, unless
-//! [`Matrix::widen`] was asked to trade memory for speed.
+//! [`Matrix::widen`] was asked to trade memory for speed. A trained one is a [`Parameter`], held in the working type.
 
-use super::{Format, StoredTensor};
+use super::{Format, Parameter, StoredTensor};
 use crate::device::{Buffer, CudaDevice, Device, Kind, OnDevice};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, with_element};
 use faer::MatRef;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How a stored matrix maps inputs to outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub enum Orientation {
 /// A block of a stored matrix, used as a linear map.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    stored: StoredTensor,
+    source: Source,
     rows: Range<usize>,
     cols: Range<usize>,
     orientation: Orientation,
@@ -32,6 +33,12 @@ pub struct Matrix {
     /// Whether GPUs hold it in the type they compute in, even where that is wider than what is stored.
     is_widened_on_gpus: bool,
     on_device: OnDevice<Resident>,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Stored(StoredTensor),
+    Trained(Arc<Parameter>),
 }
 
 /// What a GPU holds of a matrix: the block of it, row after row.
@@ -63,6 +70,8 @@ pub enum Panel<'a, E: Element> {
     Borrowed(MatRef<'a, E>),
     /// Widened into scratch, row after row.
     Widened(Tensor),
+    /// Rows and columns of a trained matrix's value.
+    Shared(Tensor, Range<usize>, Range<usize>),
 }
 
 impl<E: Element> Panel<'_, E> {
@@ -71,6 +80,10 @@ impl<E: Element> Panel<'_, E> {
         match self {
             Self::Borrowed(view) => *view,
             Self::Widened(tensor) => MatRef::from_row_major_slice(tensor.as_slice(), tensor.rows(), tensor.cols()),
+            Self::Shared(tensor, rows, cols) => {
+                let whole = MatRef::from_row_major_slice(tensor.as_slice(), tensor.rows(), tensor.cols());
+                whole.submatrix(rows.start, cols.start, rows.len(), cols.len())
+            }
         }
     }
 }
@@ -89,7 +102,7 @@ impl Matrix {
             ));
         };
         Ok(Self {
-            stored,
+            source: Source::Stored(stored),
             rows: 0..rows,
             cols: 0..cols,
             orientation,
@@ -99,12 +112,90 @@ impl Matrix {
         })
     }
 
+    /// A matrix whose elements `parameter` holds.
+    pub fn trained(parameter: Arc<Parameter>, orientation: Orientation) -> Self {
+        let value = parameter.value();
+        Self {
+            source: Source::Trained(parameter),
+            rows: 0..value.rows(),
+            cols: 0..value.cols(),
+            orientation,
+            widened: None,
+            is_widened_on_gpus: false,
+            on_device: OnDevice::default(),
+        }
+    }
+
+    /// What holds the elements, if they are trained.
+    pub fn parameter(&self) -> Option<&Arc<Parameter>> {
+        match &self.source {
+            Source::Trained(parameter) => Some(parameter),
+            Source::Stored(_) => None,
+        }
+    }
+
+    /// The shape of the tensor that it is, or is part of.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        match &self.source {
+            Source::Stored(stored) => stored.shape().to_vec(),
+            Source::Trained(parameter) => parameter.place().shape.clone(),
+        }
+    }
+
+    /// The rows that it is of its tensor in the file.
+    pub fn stored_rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// The columns that it is of its tensor in the file.
+    pub fn stored_cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
+    /// All elements in `dtype`, row after row as they are stored, in memory of `device`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a GPU fails.
+    pub fn to_tensor(&self, device: &Device, dtype: DType) -> Result<Tensor> {
+        let (rows, cols) = (self.rows.len(), self.cols.len());
+        match (&self.source, device) {
+            (Source::Trained(parameter), _) => {
+                Tensor::from_f64(device, rows, cols, dtype, &parameter.value().to_f64_vec()?, Kind::Weights)
+            }
+            (_, Device::Cuda(cuda)) => self.copy_in(cuda, dtype),
+            (_, Device::Cpu(_)) => Ok(with_element!(dtype, E => {
+                let mut whole = Tensor::scratch(device, rows, cols, dtype, Kind::Weights);
+                self.widen_block::<E>(0..rows, 0..cols, whole.make_mut());
+                whole
+            })),
+        }
+    }
+
+    fn format(&self) -> Format {
+        match &self.source {
+            Source::Stored(stored) => stored.format(),
+            Source::Trained(parameter) => match parameter.value().dtype() {
+                DType::F32 => Format::F32,
+                DType::F64 => Format::F64,
+                DType::BF16 => Format::BF16,
+            },
+        }
+    }
+
+    /// Columns of the stored tensor, of which the block may be a part.
+    fn stride(&self) -> usize {
+        match &self.source {
+            Source::Stored(stored) => stored.shape()[1],
+            Source::Trained(_) => self.cols.len(),
+        }
+    }
+
     /// The same matrix restricted to some of its outputs, as one of the projections of a fused q, k, v.
     ///
     /// # Errors
     /// [`Error::Op`] if the range is out of bounds or cuts a block of a quantised format.
     pub fn outputs(&self, outputs: Range<usize>) -> Result<Self> {
-        let block = self.stored.format().block_len();
+        let block = self.format().block_len();
         let mut part = self.clone();
         let (side, granule) = match self.orientation {
             Orientation::RowPerOutput => (&mut part.rows, 1),
@@ -142,7 +233,10 @@ impl Matrix {
     /// Whether panels in `dtype` are borrowed rather than widened.
     pub fn is_direct(&self, dtype: DType) -> bool {
         self.widened.as_ref().is_some_and(|tensor| tensor.dtype() == dtype)
-            || with_element!(dtype, E => self.stored.as_slice::<E>().is_some())
+            || match &self.source {
+                Source::Stored(stored) => with_element!(dtype, E => stored.as_slice::<E>().is_some()),
+                Source::Trained(parameter) => parameter.value().dtype() == dtype,
+            }
     }
 
     /// Widens the whole block once, to be borrowed from then on: faster steps for `rows × cols` elements of memory.
@@ -163,8 +257,11 @@ impl Matrix {
     ///
     /// # Errors
     /// [`Error::Op`] if it is held in another type already; [`Error::Device`] where the GPU fails.
-    pub(crate) fn on(&self, cuda: &CudaDevice, dtype: DType) -> Result<std::sync::Arc<Resident>> {
-        let resident = self.on_device.get(cuda, || self.copy_to(cuda, dtype))?;
+    pub(crate) fn on(&self, cuda: &CudaDevice, dtype: DType) -> Result<Arc<Resident>> {
+        let resident = match &self.source {
+            Source::Trained(parameter) => Arc::new(Resident::Plain(parameter.value())),
+            Source::Stored(_) => self.on_device.get(cuda, || self.copy_to(cuda, dtype))?,
+        };
         match &*resident {
             Resident::Plain(tensor) if tensor.dtype() != dtype => {
                 Err(Error::op("matrix", format!("a matrix in {dtype}"), tensor.describe()))
@@ -175,7 +272,7 @@ impl Matrix {
 
     fn copy_to(&self, cuda: &CudaDevice, dtype: DType) -> Result<Resident> {
         let device = Device::Cuda(cuda.clone());
-        let (rows, cols, format) = (self.rows.len(), self.cols.len(), self.stored.format());
+        let (rows, cols, format) = (self.rows.len(), self.cols.len(), self.format());
         let is_same = matches!((format, dtype), (Format::F32, DType::F32) | (Format::BF16, DType::BF16));
         let is_narrower = format.block_bytes() < format.block_len() * dtype.size();
         if is_same || (is_narrower && !self.is_widened_on_gpus) {
@@ -187,8 +284,14 @@ impl Matrix {
                 false => Resident::Stored { bytes, format },
             });
         }
-        // Through f32, a few rows at a time: the host never holds the matrix a second time.
+        Ok(Resident::Plain(self.copy_in(cuda, dtype)?))
+    }
+
+    /// Through f32, a few rows at a time: the host never holds the matrix a second time.
+    fn copy_in(&self, cuda: &CudaDevice, dtype: DType) -> Result<Tensor> {
         const RUN: usize = 1 << 22;
+        let device = Device::Cuda(cuda.clone());
+        let (rows, cols) = (self.rows.len(), self.cols.len());
         let run_rows = (RUN / cols.max(1)).max(1);
         let mut held = device.allocate(rows * cols * dtype.size(), Kind::Weights);
         for first in (0..rows).step_by(run_rows) {
@@ -203,16 +306,17 @@ impl Matrix {
                 held.upload_at(start, bytemuck::cast_slice(&values))?;
             }
         }
-        Ok(Resident::Plain(Tensor::from_buffer(&device, rows, cols, dtype, held)))
+        Ok(Tensor::from_buffer(&device, rows, cols, dtype, held))
     }
 
     /// The stored bytes of the block in as few pieces as they lie in, each with the row it begins at.
     fn for_each_run(&self, mut work: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
-        let (format, stride) = (self.stored.format(), self.stored.shape()[1]);
+        let Source::Stored(stored) = &self.source else { return Ok(()) };
+        let (format, stride) = (stored.format(), stored.shape()[1]);
         let bytes_of = |elements: usize| elements / format.block_len() * format.block_bytes();
         let piece = |row: usize, rows: usize| {
             let first = bytes_of((self.rows.start + row) * stride + self.cols.start);
-            &self.stored.bytes()[first..first + bytes_of(rows * self.cols.len())]
+            &stored.bytes()[first..first + bytes_of(rows * self.cols.len())]
         };
         if self.cols.len() == stride {
             return work(0, piece(0, self.rows.len()));
@@ -223,7 +327,7 @@ impl Matrix {
     /// How wide panels along `axis` should be: near `wanted`, and never cutting a quantised block.
     pub fn panel_width(&self, axis: Axis, wanted: usize, dtype: DType) -> usize {
         match axis {
-            Axis::Cols if !self.is_direct(dtype) => wanted.next_multiple_of(self.stored.format().block_len()),
+            Axis::Cols if !self.is_direct(dtype) => wanted.next_multiple_of(self.format().block_len()),
             _ => wanted,
         }
     }
@@ -236,6 +340,11 @@ impl Matrix {
         };
         if let Some(whole) = self.direct::<E>() {
             return Panel::Borrowed(whole.submatrix(rows.start, cols.start, rows.len(), cols.len()));
+        }
+        if let Source::Trained(parameter) = &self.source
+            && parameter.value().dtype() == E::DTYPE
+        {
+            return Panel::Shared(parameter.value(), rows, cols);
         }
         let mut panel = Tensor::scratch(device, rows.len(), cols.len(), E::DTYPE, Kind::Workspace);
         self.widen_block::<E>(rows, cols, panel.make_mut());
@@ -259,19 +368,31 @@ impl Matrix {
         if let Some(whole) = self.widened.as_ref().filter(|whole| whole.dtype() == E::DTYPE) {
             return Some(MatRef::from_row_major_slice(whole.as_slice(), whole.rows(), whole.cols()));
         }
-        let shape = self.stored.shape();
-        let whole = MatRef::from_row_major_slice(self.stored.as_slice::<E>()?, shape[0], shape[1]);
+        let Source::Stored(stored) = &self.source else { return None };
+        let shape = stored.shape();
+        let whole = MatRef::from_row_major_slice(stored.as_slice::<E>()?, shape[0], shape[1]);
         Some(whole.submatrix(self.rows.start, self.cols.start, self.rows.len(), self.cols.len()))
     }
 
     fn widen_block<E: Element>(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [E]) {
-        let stride = self.stored.shape()[1];
+        let stride = self.stride();
         let first = |row: usize| (self.rows.start + row) * stride + self.cols.start + cols.start;
+        let widen = |first: usize, out: &mut [E]| match &self.source {
+            Source::Stored(stored) => stored.widen(first, out),
+            Source::Trained(parameter) => {
+                let value = parameter.value();
+                with_element!(value.dtype(), V => {
+                    for (out, &value) in out.iter_mut().zip(&value.as_slice::<V>()[first..]) {
+                        *out = E::from_f64(Element::to_f64(value));
+                    }
+                });
+            }
+        };
         if cols.len() == stride {
-            self.stored.widen(first(rows.start), out);
+            widen(first(rows.start), out);
         } else if !cols.is_empty() {
             for (row, out) in rows.zip(out.chunks_exact_mut(cols.len())) {
-                self.stored.widen(first(row), out);
+                widen(first(row), out);
             }
         }
     }

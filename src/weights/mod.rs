@@ -9,6 +9,7 @@ pub mod locate;
 mod map;
 mod matrix;
 mod open;
+mod parameter;
 mod quant;
 pub mod safetensors;
 mod stored;
@@ -16,6 +17,7 @@ mod stored;
 pub use format::Format;
 pub(crate) use matrix::Resident;
 pub use matrix::{Axis, Matrix, Orientation, Panel};
+pub use parameter::{Parameter, Place as ParameterPlace};
 pub use stored::StoredTensor;
 
 use crate::error::Place;

@@ -382,7 +382,7 @@ impl Case {
 
     /// Runs the op. The loss's output is the row of `nll · scale` sums: `[1, 1]`.
     pub fn apply(&self, tape: &mut Tape, device: &Device, dtype: DType, x: &[Var]) -> Var {
-        let row = |values: Vec<f64>| tensor(device, dtype, 1, values.len(), &values);
+        let row = |values: Vec<f64>| Var::constant(tensor(device, dtype, 1, values.len(), &values));
         match &self.op {
             Op::Linear { weight, bias, .. } => {
                 let bias = bias.then(|| row(self.parameter(0, weight.out_features())));

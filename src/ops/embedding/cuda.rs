@@ -83,3 +83,13 @@ fn code(format: Format) -> Result<usize> {
         Format::Q6K => 10,
     })
 }
+
+pub(super) fn scatter(
+    _cuda: &CudaDevice,
+    _dy: &Tensor,
+    _of_row: &[Option<usize>],
+    _sums: &mut Tensor,
+    _accumulate: crate::tape::Accumulate,
+) -> Result<()> {
+    Err(crate::error::Error::op("embedding", "a frozen weight on a GPU", "a trained one"))
+}

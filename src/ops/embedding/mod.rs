@@ -2,7 +2,8 @@
 //! embeddings where the model has them.
 //!
 //! * saves: nothing
-//! * backward: the prompt's gradient is the gradient of its rows
+//! * backward: the prompt's gradient is the gradient of its rows; a trained table's is the sum of those of the rows that
+//!   show its row, in the order of the stream
 
 #[allow(unsafe_code, reason = "kernel launches")]
 mod cuda;
@@ -11,7 +12,7 @@ use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::ops::simd::add_assign;
-use crate::tape::{Tape, Var};
+use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Tensor, with_element};
 use crate::weights::{Matrix, Orientation};
 
@@ -60,10 +61,50 @@ pub fn embedding(
         Device::Cuda(cuda) => cuda::fill(cuda, value, table, ids, positions, &mut output)?,
     }
     let node = prompt.node();
-    if !node.is_tracked() {
+    let mut trained = Vec::new();
+    let mut note = |table: &Matrix, of_row: Vec<Option<usize>>| {
+        let id = table.parameter().map(|parameter| parameter.id());
+        let node = tape.parameter(id, table.out_features());
+        if node.is_tracked() {
+            trained.push((node, of_row));
+        }
+    };
+    let prompt_rows = value.rows();
+    let of_row = std::iter::repeat_n(None, prompt_rows).chain(ids.iter().map(|&id| Some(id as usize)));
+    note(table, of_row.collect());
+    if let Some(Positions { table, of_row }) = positions {
+        note(table, of_row.iter().copied().map(Some).collect());
+    }
+    let grad_rows = if trained.is_empty() { node.grad_rows() } else { rows };
+    if grad_rows == 0 {
         return Ok(Var::constant(output));
     }
-    Ok(tape.record(output, node.grad_rows(), move |dy, gradients| gradients.add(node, dy)))
+    Ok(tape.record(output, grad_rows, move |dy, gradients| {
+        for (node, of_row) in trained {
+            gradients.accumulate(node, width, &dy, |sums, accumulate| {
+                match dy.device() {
+                    Device::Cpu(_) => with_element!(dy.dtype(), E => scatter::<E>(&dy, &of_row, sums, accumulate)),
+                    Device::Cuda(cuda) => cuda::scatter(cuda, &dy, &of_row, sums, accumulate)?,
+                }
+                Ok(())
+            })?;
+        }
+        gradients.add(node, dy)
+    }))
+}
+
+/// Row `of_row[i]` of the sums gets row `i` of `dy`.
+fn scatter<E: Element>(dy: &Tensor, of_row: &[Option<usize>], sums: &mut Tensor, accumulate: Accumulate) {
+    let cols = dy.cols();
+    let sums = sums.make_mut::<E>();
+    if accumulate == Accumulate::Replace {
+        sums.fill(E::ZERO);
+    }
+    for (row, target) in of_row.iter().enumerate() {
+        if let Some(target) = target {
+            add_assign(&mut sums[target * cols..(target + 1) * cols], dy.row::<E>(row));
+        }
+    }
 }
 
 fn fill<E: Element>(prompt: &[E], table: &Matrix, ids: &[u32], positions: Option<Positions<'_>>, stream: &mut [E]) {

@@ -16,6 +16,8 @@ use rayon::prelude::*;
 
 /// Output columns a task computes.
 const PANEL: usize = 96;
+/// Rows of a weight's gradient that a task computes.
+const WEIGHT_PANEL: usize = 192;
 
 /// `dst (+)= alpha · lhs · rhs`, on the calling thread.
 pub(crate) fn gemm<E: Element>(
@@ -76,6 +78,25 @@ pub(crate) fn product<E: Element>(dst: MatMut<'_, E>, accumulate: Accumulate, lh
     dst.par_col_chunks_mut(PANEL).enumerate().for_each(|(index, dst)| {
         let width = dst.ncols();
         gemm(dst, accumulate, lhs, rhs.subcols(index * PANEL, width), E::ONE);
+    });
+}
+
+/// `dst (+)= lhsᵀ · rhs`, the gradient of a weight: panels of the longer side of `dst` over the device's threads.
+pub(crate) fn weight_product<E: Element>(
+    dst: MatMut<'_, E>,
+    accumulate: Accumulate,
+    lhs: MatRef<'_, E>,
+    rhs: MatRef<'_, E>,
+) {
+    if dst.nrows() == 0 || dst.ncols() == 0 {
+        return;
+    }
+    if dst.ncols() >= dst.nrows() {
+        return product(dst, accumulate, lhs.transpose(), rhs);
+    }
+    dst.par_row_chunks_mut(WEIGHT_PANEL).enumerate().for_each(|(index, dst)| {
+        let height = dst.nrows();
+        gemm(dst, accumulate, lhs.subcols(index * WEIGHT_PANEL, height).transpose(), rhs, E::ONE);
     });
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 #[allow(unsafe_code, reason = "launches kernels")]
 pub(crate) mod cuda;
 
-pub(crate) use cpu::{frozen_product, gemm, product, view, view_mut};
+pub(crate) use cpu::{frozen_product, gemm, product, view, view_mut, weight_product};
 
 use crate::weights::Orientation;
 

@@ -2,6 +2,7 @@
 
 use crate::dtype::Element;
 use crate::ops::simd::{dot, rows_per_task, sum, vectorised};
+use crate::ops::wide::column_sums;
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -82,4 +83,26 @@ pub(super) fn backward<E: Element>(
             },
         );
     });
+}
+
+/// `dw = Σ x̂ ∘ dy` and `db = Σ dy` over the rows.
+pub(super) fn weight_gradient<E: Element>(dy: &Tensor, x: &Tensor, epsilon: f64, dw: &mut Tensor, db: &mut Tensor) {
+    let cols = x.cols();
+    let mut both = vec![E::ZERO; 2 * cols];
+    column_sums(dy.rows(), &mut both, Accumulate::Replace, |rows, sums| {
+        let (along, total) = sums.split_at_mut(cols);
+        let mut normed = vec![0.0; cols];
+        let range = rows.start * cols..rows.end * cols;
+        let pairs =
+            dy.as_slice::<E>()[range.clone()].chunks_exact(cols).zip(x.as_slice::<E>()[range].chunks_exact(cols));
+        for (dy, x) in pairs {
+            let r = centre(x, epsilon, &mut normed);
+            for i in 0..cols {
+                along[i] += Element::to_f64(dy[i]) * (normed[i] * r);
+                total[i] += Element::to_f64(dy[i]);
+            }
+        }
+    });
+    dw.make_mut::<E>().copy_from_slice(&both[..cols]);
+    db.make_mut::<E>().copy_from_slice(&both[cols..]);
 }

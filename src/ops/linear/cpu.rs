@@ -1,11 +1,11 @@
-//! `linear` on the CPU: products with a frozen matrix, panel by panel.
+//! `linear` on the CPU: products with a matrix, panel by panel, and those that its gradient is.
 
 use crate::dtype::{DType, Element};
-use crate::ops::gemm::{Product, frozen_product, view, view_mut};
-use crate::ops::wide::{round_to, widened};
+use crate::ops::gemm::{Product, frozen_product, view, view_mut, weight_product};
+use crate::ops::wide::{column_sums, round_to, widened};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
-use crate::weights::Matrix;
+use crate::weights::{Matrix, Orientation};
 
 /// Sums of up to this many products are taken in f64: see [`crate::ops::wide`].
 const SHORT: usize = 128;
@@ -50,4 +50,34 @@ fn run_in_f64(
     let (bias, mut wide) = (bias.map(widened), widened(y));
     run::<f64>(&widened(x), matrix, product, bias.as_ref(), &mut wide, accumulate);
     round_to(y, &wide);
+}
+
+/// `dW (+)= dyᵀ x`, or `xᵀ dy` for a row per input.
+pub(super) fn weight_gradient<E: Element>(
+    x: &Tensor,
+    dy: &Tensor,
+    orientation: Orientation,
+    dw: &mut Tensor,
+    accumulate: Accumulate,
+) {
+    let rows = dy.rows();
+    let (x, dy) = (view::<E>(x.as_slice(), rows, x.cols()), view::<E>(dy.as_slice(), rows, dy.cols()));
+    let (left, right) = match orientation {
+        Orientation::RowPerOutput => (dy, x),
+        Orientation::RowPerInput => (x, dy),
+    };
+    let (out_rows, out_cols) = (dw.rows(), dw.cols());
+    weight_product(view_mut(dw.make_mut::<E>(), out_rows, out_cols), accumulate, left, right);
+}
+
+/// `db (+)= Σ dy` over the rows.
+pub(super) fn bias_gradient<E: Element>(dy: &Tensor, db: &mut Tensor, accumulate: Accumulate) {
+    let cols = dy.cols();
+    column_sums(dy.rows(), db.make_mut::<E>(), accumulate, |rows, sums| {
+        for row in dy.as_slice::<E>()[rows.start * cols..rows.end * cols].chunks_exact(cols.max(1)) {
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += Element::to_f64(value);
+            }
+        }
+    });
 }

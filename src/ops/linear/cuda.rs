@@ -58,3 +58,18 @@ fn run(
     // SAFETY: y is borrowed mutably, so nothing else uses its memory.
     unsafe { matmul(cuda, Block::whole_mut(y), accumulate, x, weights, product, bias) }
 }
+
+pub(super) fn weight_gradient(
+    _cuda: &CudaDevice,
+    _x: &Tensor,
+    _dy: &Tensor,
+    _orientation: Orientation,
+    _dw: &mut Tensor,
+    _accumulate: Accumulate,
+) -> Result<()> {
+    Err(crate::error::Error::op("linear", "a frozen weight on a GPU", "a trained one"))
+}
+
+pub(super) fn bias_gradient(_cuda: &CudaDevice, _dy: &Tensor, _db: &mut Tensor, _accumulate: Accumulate) -> Result<()> {
+    Err(crate::error::Error::op("linear", "a frozen weight on a GPU", "a trained one"))
+}

@@ -1,8 +1,9 @@
 //! `cross_entropy` on the CPU: a chunk of the vocabulary after another, each as two parallel products.
 
+use super::TRAINED_LOGITS;
 use crate::device::{Device, Kind};
 use crate::dtype::Element;
-use crate::ops::gemm::{product, view, view_mut};
+use crate::ops::gemm::{product, view, view_mut, weight_product};
 use crate::ops::simd::{max, sum, vectorised};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
@@ -67,6 +68,53 @@ pub(super) fn forward<E: Element>(
         .zip(picked)
         .map(|(&(row, _), logit)| running[row].total.ln() + Element::to_f64(running[row].max) - Element::to_f64(logit));
     (nll.collect(), gradient)
+}
+
+/// Negative log-likelihoods of the labels, and the gradients of `Σ scale · nll` by `hidden` and by the head.
+pub(super) fn forward_trained<E: Element>(
+    hidden: &Tensor,
+    head: &Matrix,
+    labels: &[u32],
+    scales: &[f64],
+) -> (Vec<f64>, Tensor, Tensor) {
+    let (device, rows, width, vocabulary) = (hidden.device(), hidden.rows(), hidden.cols(), head.out_features());
+    let new = |rows| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Gradients);
+    let (mut gradient, mut head_gradient) = (new(rows), new(vocabulary));
+    let mut nll = vec![0.0; rows];
+    let panel = widen_in_parallel::<E>(head, 0..vocabulary, device);
+    let taken = (TRAINED_LOGITS / vocabulary.max(1)).clamp(1, rows.max(1));
+    for start in (0..rows).step_by(taken) {
+        let range = start..(start + taken).min(rows);
+        let h = view(&hidden.as_slice::<E>()[start * width..], range.len(), width);
+        let mut logits = Tensor::scratch(device, range.len(), vocabulary, E::DTYPE, Kind::Workspace);
+        let logits = logits.make_mut::<E>();
+        product(view_mut(logits, range.len(), vocabulary), Accumulate::Replace, h, panel.view().transpose());
+        let labelled = nll[range.clone()].par_iter_mut().zip(&labels[range.clone()]).zip(&scales[range.clone()]);
+        logits.par_chunks_mut(vocabulary).zip(labelled).for_each(|(logits, ((nll, &label), &scale))| {
+            let picked = logits[label as usize];
+            vectorised(
+                #[inline(always)]
+                || {
+                    let largest = max(logits);
+                    for x in logits.iter_mut() {
+                        *x = (*x - largest).exp();
+                    }
+                    let total = Element::to_f64(sum(logits));
+                    *nll = total.ln() + Element::to_f64(largest) - Element::to_f64(picked);
+                    let by_total = E::from_f64(scale / total);
+                    for x in logits.iter_mut() {
+                        *x *= by_total;
+                    }
+                },
+            );
+            logits[label as usize] = logits[label as usize] - E::from_f64(scale);
+        });
+        let d_logits = view(logits, range.len(), vocabulary);
+        let dh = view_mut(&mut gradient.make_mut::<E>()[start * width..], range.len(), width);
+        product(dh, Accumulate::Replace, d_logits, panel.view());
+        weight_product(view_mut(head_gradient.make_mut::<E>(), vocabulary, width), Accumulate::Add, d_logits, h);
+    }
+    (nll, gradient, head_gradient)
 }
 
 /// Rows `tokens` of the head, widened once for both products.

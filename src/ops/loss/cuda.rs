@@ -1,5 +1,6 @@
 //! `cross_entropy` on a GPU: `kernels/loss.cu` between two matrix products, a chunk of the vocabulary after another.
 
+use super::Found;
 use crate::device::{Arg, Buffer, CudaDevice, Grid, Kind};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -34,16 +35,6 @@ const THREADS: u32 = 256;
 /// `struct Running`: a double and two floats.
 const RUNNING_BYTES: usize = 16;
 
-/// What is found of `hidden` on one walk over the vocabulary.
-pub(super) struct Found {
-    /// `Σ scale · nll`, `[1, 1]` f32.
-    pub(super) loss: Tensor,
-    /// Of each row, `[rows, 1]` f32.
-    pub(super) nll: Tensor,
-    /// The gradient of the loss, in the type of `hidden`.
-    pub(super) gradient: Option<Tensor>,
-}
-
 /// The loss of row `i` predicting `labels[i]`, each row counting `scales[i]`.
 pub(super) fn cross_entropy(
     cuda: &CudaDevice,
@@ -52,6 +43,7 @@ pub(super) fn cross_entropy(
     labels: &[u32],
     scales: &[f64],
     with_gradient: bool,
+    _with_head_gradient: bool,
 ) -> Result<Found> {
     let (device, dtype, rows, width) = (hidden.device(), hidden.dtype(), hidden.rows(), hidden.cols());
     let scratch = |rows, cols, dtype| Tensor::scratch(device, rows, cols, dtype, Kind::Workspace);
@@ -91,7 +83,7 @@ pub(super) fn cross_entropy(
         (Some(sums), None, Resident::Plain(head)) => Some(walk.finish(sums, head, Some(&labels), &scales)?),
         _ => None,
     };
-    Ok(Found { loss, nll, gradient })
+    Ok(Found { loss, nll, gradient, head_gradient: None })
 }
 
 /// The negative log-likelihoods of the `wanted` (row, token) pairs.

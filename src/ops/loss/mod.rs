@@ -4,19 +4,25 @@
 //! maximum, as flash attention walks keys, and the gradient `scaleᵢ (Σⱼ softmaxⱼ Wⱼ − W_label)` is summed on the same
 //! walk: no logit is computed twice, and never are all of them held.
 //!
-//! * saves: the gradient of `h`, `[rows, d]`, already computed
-//! * backward: it, times the gradient of the loss
+//! * saves: the gradient of `h`, `[rows, d]`, already computed; if the head is trained, its gradient too
+//! * backward: they, times the gradient of the loss
+//!
+//! The gradient of a trained head needs `softmax` itself, which is known when a row has seen the whole vocabulary: then a
+//! few rows are taken at a time instead, as many as make [`TRAINED_LOGITS`] logits.
 
 mod cpu;
 #[allow(unsafe_code, reason = "launches kernels")]
 pub(crate) mod cuda;
 
 use crate::device::{Device, Kind};
-use crate::dtype::DType;
+use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, with_element};
 use crate::weights::{Matrix, Orientation};
+
+/// Logits held at once where the head is trained, unless a single row has more.
+pub(crate) const TRAINED_LOGITS: usize = 16 * 1024 * 1024;
 
 /// What [`cross_entropy`] finds.
 #[derive(Debug, Clone)]
@@ -46,37 +52,69 @@ pub fn cross_entropy(
         return Err(Error::op("cross_entropy", format!("{} of each", h.rows()), got));
     }
     let node = hidden.node();
-    let (loss, nll, gradient) = match h.device() {
+    let weight = tape.parameter(head.parameter().map(|parameter| parameter.id()), head.out_features());
+    let Found { loss, nll, gradient, head_gradient } = match h.device() {
         Device::Cpu(_) => {
-            let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
-            let scales = node.is_tracked().then_some(scale);
-            let (nll, gradient) = with_element!(h.dtype(), E => cpu::forward::<E>(h, head, &wanted, scales));
+            let (nll, gradient, head_gradient) = with_element!(h.dtype(), E => match weight.is_tracked() {
+                true => {
+                    let (nll, gradient, of_head) = cpu::forward_trained::<E>(h, head, labels, scale);
+                    (nll, node.is_tracked().then_some(gradient), Some(of_head))
+                }
+                false => {
+                    let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
+                    let (nll, gradient) = cpu::forward::<E>(h, head, &wanted, node.is_tracked().then_some(scale));
+                    (nll, gradient, None)
+                }
+            });
             let loss: f64 = nll.iter().zip(scale).map(|(nll, scale)| nll * scale).sum();
             let column =
                 |values: &[f64], dtype| Tensor::from_f64(h.device(), values.len(), 1, dtype, values, Kind::Workspace);
-            (column(&[loss], h.dtype())?, column(&nll, DType::F64)?, gradient)
+            Found { loss: column(&[loss], h.dtype())?, nll: column(&nll, DType::F64)?, gradient, head_gradient }
         }
         Device::Cuda(cuda) => {
-            let found = cuda::cross_entropy(cuda, h, head, labels, scale, node.is_tracked())?;
-            (found.loss, found.nll, found.gradient)
+            cuda::cross_entropy(cuda, h, head, labels, scale, node.is_tracked(), weight.is_tracked())?
         }
     };
-    let Some(gradient) = gradient else { return Ok(CrossEntropy { loss: Var::constant(loss), nll }) };
+    if gradient.is_none() && head_gradient.is_none() {
+        return Ok(CrossEntropy { loss: Var::constant(loss), nll });
+    }
 
-    let gradient = tape.save_prefix(&gradient, node.grad_rows());
+    let gradient = gradient.map(|gradient| tape.save_prefix(&gradient, node.grad_rows()));
     let loss = tape.record(loss, 1, move |dy, gradients| {
-        let mut gradient = gradient;
-        gradient.retag(Kind::Gradients);
-        match dy.device() {
-            Device::Cpu(_) => with_element!(dy.dtype(), E => {
-                let factor = dy.as_slice::<E>()[0];
-                gradient.make_mut::<E>().iter_mut().for_each(|x| *x *= factor);
-            }),
-            Device::Cuda(cuda) => cuda::scale(cuda, &mut gradient, &dy)?,
+        let scaled = |mut gradient: Tensor| -> Result<Tensor> {
+            gradient.retag(Kind::Gradients);
+            match dy.device() {
+                Device::Cpu(_) => with_element!(dy.dtype(), E => {
+                    let factor = dy.as_slice::<E>()[0];
+                    if factor != <E as Element>::ONE {
+                        gradient.make_mut::<E>().iter_mut().for_each(|x| *x *= factor);
+                    }
+                }),
+                Device::Cuda(cuda) => cuda::scale(cuda, &mut gradient, &dy)?,
+            }
+            Ok(gradient)
+        };
+        if let Some(gradient) = head_gradient {
+            gradients.add(weight, scaled(gradient)?)?;
         }
-        gradients.add(node, gradient)
+        match gradient {
+            Some(gradient) => gradients.add(node, scaled(gradient)?),
+            None => Ok(()),
+        }
     });
     Ok(CrossEntropy { loss, nll })
+}
+
+/// What a device finds.
+struct Found {
+    /// `[1, 1]`
+    loss: Tensor,
+    /// `[rows, 1]`
+    nll: Tensor,
+    /// `[rows, d]`
+    gradient: Option<Tensor>,
+    /// `[vocabulary, d]`
+    head_gradient: Option<Tensor>,
 }
 
 /// `ln p(token)` for each of the `wanted` (row, token) pairs, with `hidden` `[rows, d]` as in [`cross_entropy`]. A row may

@@ -2,6 +2,7 @@
 
 use crate::dtype::Element;
 use crate::ops::simd::{dot_f64, rows_per_task, vectorised};
+use crate::ops::wide::column_sums;
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -68,5 +69,27 @@ pub(super) fn backward<E: Element>(
                 }
             },
         );
+    });
+}
+
+/// `dw (+)= Σ r x ∘ dy` over the rows.
+pub(super) fn weight_gradient<E: Element>(
+    dy: &Tensor,
+    x: &Tensor,
+    epsilon: f64,
+    dw: &mut Tensor,
+    accumulate: Accumulate,
+) {
+    let cols = x.cols();
+    column_sums(dy.rows(), dw.make_mut::<E>(), accumulate, |rows, sums| {
+        let range = rows.start * cols..rows.end * cols;
+        let pairs =
+            dy.as_slice::<E>()[range.clone()].chunks_exact(cols).zip(x.as_slice::<E>()[range].chunks_exact(cols));
+        for (dy, x) in pairs {
+            let r = scale(x, epsilon);
+            for i in 0..cols {
+                sums[i] += Element::to_f64(dy[i]) * (Element::to_f64(x[i]) * r);
+            }
+        }
     });
 }

@@ -70,3 +70,14 @@ pub(super) fn backward(
     // SAFETY: dy, x and dx hold at least rows · cols elements, weight cols of the same type.
     unsafe { kernel.run(Grid::rows(rows, cols), &args) }
 }
+
+pub(super) fn weight_gradient(
+    _cuda: &CudaDevice,
+    _dy: &Tensor,
+    _x: &Tensor,
+    _epsilon: f64,
+    _dw: &mut Tensor,
+    _accumulate: Accumulate,
+) -> Result<()> {
+    Err(crate::error::Error::op("rms_norm", "a frozen weight on a GPU", "a trained one"))
+}

@@ -1,7 +1,8 @@
 //! `rms_norm`: `y = w ∘ x / √(mean(x²) + ε)`, row by row (Zhang & Sennrich 2019).
 //!
 //! * saves: the gradient rows of `x`; the scale of a row is computed again
-//! * backward: with `r = 1/√(mean(x²) + ε)` and `g = w ∘ dy`: `dx = r g − x r³ mean(g ∘ x)`
+//! * backward: with `r = 1/√(mean(x²) + ε)` and `g = w ∘ dy`: `dx = r g − x r³ mean(g ∘ x)`; if `w` is trained,
+//!   `dw = Σ r x ∘ dy` over the rows
 
 mod cpu;
 #[allow(unsafe_code, reason = "kernel launches")]
@@ -16,13 +17,13 @@ use crate::tensor::{Tensor, with_element};
 ///
 /// # Errors
 /// [`Error::Op`] if the shapes do not fit.
-pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Result<Var> {
-    let input = x.tensor();
-    check(input, weight)?;
+pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Var, epsilon: f64) -> Result<Var> {
+    let (input, scale) = (x.tensor(), weight.tensor());
+    check(input, scale)?;
     let mut output = Tensor::scratch(input.device(), input.rows(), input.cols(), input.dtype(), Kind::Workspace);
     match input.device() {
-        Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, weight, epsilon, &mut output)),
-        Device::Cuda(cuda) => cuda::forward(cuda, input, weight, epsilon, &mut output)?,
+        Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, scale, epsilon, &mut output)),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, scale, epsilon, &mut output)?,
     }
     Ok(record(tape, x, output, weight, epsilon))
 }
@@ -32,10 +33,10 @@ pub fn rms_norm(tape: &mut Tape, x: &Var, weight: &Tensor, epsilon: f64) -> Resu
 ///
 /// # Errors
 /// As [`rms_norm`].
-pub fn add_rms_norm(tape: &mut Tape, x: &Var, residual: Var, weight: &Tensor, epsilon: f64) -> Result<(Var, Var)> {
+pub fn add_rms_norm(tape: &mut Tape, x: &Var, residual: Var, weight: &Var, epsilon: f64) -> Result<(Var, Var)> {
     let (left, right) = (x.node(), residual.node());
-    let (input, mut sum) = (x.tensor(), residual.into_tensor());
-    check(input, weight)?;
+    let (input, mut sum, scale) = (x.tensor(), residual.into_tensor(), weight.tensor());
+    check(input, scale)?;
     if (sum.rows(), sum.cols(), sum.dtype()) != (input.rows(), input.cols(), input.dtype()) {
         return Err(Error::op("rms_norm", input.describe(), sum.describe()));
     }
@@ -43,9 +44,9 @@ pub fn add_rms_norm(tape: &mut Tape, x: &Var, residual: Var, weight: &Tensor, ep
     match input.device() {
         Device::Cpu(_) => {
             sum.add_assign(input)?;
-            with_element!(input.dtype(), E => cpu::forward::<E>(&sum, weight, epsilon, &mut output));
+            with_element!(input.dtype(), E => cpu::forward::<E>(&sum, scale, epsilon, &mut output));
         }
-        Device::Cuda(cuda) => cuda::add_forward(cuda, input, &mut sum, weight, epsilon, &mut output)?,
+        Device::Cuda(cuda) => cuda::add_forward(cuda, input, &mut sum, scale, epsilon, &mut output)?,
     }
     let sum = tape.record_sum(sum, left, right);
     let output = record(tape, &sum, output, weight, epsilon);
@@ -60,14 +61,25 @@ fn check(input: &Tensor, weight: &Tensor) -> Result<()> {
     Err(Error::op("rms_norm", expected, weight.describe()))
 }
 
-fn record(tape: &mut Tape, x: &Var, output: Tensor, weight: &Tensor, epsilon: f64) -> Var {
-    let node = x.node();
-    if !node.is_tracked() {
+fn record(tape: &mut Tape, x: &Var, output: Tensor, weight: &Var, epsilon: f64) -> Var {
+    let (node, weight_node) = (x.node(), weight.node());
+    // A weight that is trained sees every row.
+    let grad_rows = if weight_node.is_tracked() { x.tensor().rows() } else { node.grad_rows() };
+    if grad_rows == 0 {
         return Var::constant(output);
     }
-    let saved = tape.save_prefix(x.tensor(), node.grad_rows());
-    let weight = weight.clone();
-    tape.record(output, node.grad_rows(), move |dy, gradients| {
+    let saved = tape.save_prefix(x.tensor(), grad_rows);
+    let weight = weight.tensor().clone();
+    tape.record(output, grad_rows, move |dy, gradients| {
+        gradients.accumulate(weight_node, saved.cols(), &dy, |dw, accumulate| {
+            match dy.device() {
+                Device::Cpu(_) => {
+                    with_element!(dy.dtype(), E => cpu::weight_gradient::<E>(&dy, &saved, epsilon, dw, accumulate));
+                }
+                Device::Cuda(cuda) => cuda::weight_gradient(cuda, &dy, &saved, epsilon, dw, accumulate)?,
+            }
+            Ok(())
+        })?;
         gradients.accumulate(node, saved.cols(), &dy, |dx, accumulate| {
             match dy.device() {
                 Device::Cpu(_) => {
