@@ -1,17 +1,19 @@
 //! Optimizers and learning-rate schedules: constants, state, and the numbers that depend on the step. The arithmetic is
 //! an op, [`crate::ops::optimizer`], done where the prompt is.
 //!
-//! Every optimizer sees one `[rows, cols]` matrix, the prompt. Steps are counted from 0. The numbers that depend on the
+//! An [`Optimizer`] sees one `[rows, cols]` matrix, the prompt; a [`WeightOptimizer`] has one for each weight. Steps are counted from 0. The numbers that depend on the
 //! step are f64.
 
 mod adafactor;
 mod adamw;
 mod schedule;
+mod weights;
 
-pub use crate::ops::optimizer::{clip_grad_norm, is_finite};
+pub use crate::ops::optimizer::{clip_factor, clip_grad_norm, grad_norm, is_finite};
 pub use adafactor::{Adafactor, AdafactorConfig};
 pub use adamw::{AdamW, AdamWConfig};
 pub use schedule::{Schedule, ScheduleKind, warmup_steps};
+pub use weights::WeightOptimizer;
 
 use crate::device::Kind;
 use crate::dtype::DType;

@@ -1,22 +1,34 @@
-//! `optimizer` on the CPU: a prompt is small, so one thread.
+//! `optimizer` on the CPU. AdamW and norms are for whole models too, so they take chunks in parallel; Adafactor is for
+//! prompts, which are small.
 
 use super::{AdafactorStep, AdamWStep};
 use crate::dtype::Element;
+use crate::ops::simd::{CHUNK, dot_f64, vectorised};
 use crate::tensor::Tensor;
+use rayon::prelude::*;
 
 pub(super) fn adamw<E: Element>(params: &mut Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep) {
     let [keep, towards, decay, share, size, correction, eps] =
         [step.keep, step.towards, step.decay, step.share, step.size, step.correction, step.eps].map(E::from_f64);
-    let moments = m.make_mut::<E>().iter_mut().zip(v.make_mut::<E>());
-    for ((p, &g), (m, v)) in params.make_mut::<E>().iter_mut().zip(grad.as_slice::<E>()).zip(moments) {
-        *p *= keep;
-        *m = lerp(*m, g, towards);
-        *v = *v * decay + share * g * g;
-        *p += size * *m / (v.sqrt() / correction + eps);
-    }
+    let moments = m.make_mut::<E>().par_chunks_mut(CHUNK).zip(v.make_mut::<E>().par_chunks_mut(CHUNK));
+    let values = params.make_mut::<E>().par_chunks_mut(CHUNK).zip(grad.as_slice::<E>().par_chunks(CHUNK));
+    values.zip(moments).for_each(|((p, g), (m, v))| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+                    *p *= keep;
+                    *m = lerp(*m, g, towards);
+                    *v = *v * decay + share * g * g;
+                    *p += size * *m / (v.sqrt() / correction + eps);
+                }
+            },
+        );
+    });
 }
 
 /// `a + w(b − a)`, from the nearer end, as `torch.lerp`.
+#[inline(always)]
 fn lerp<E: Element>(a: E, b: E, w: E) -> E {
     if w < E::from_f64(0.5) { a + w * (b - a) } else { b - (b - a) * (E::ONE - w) }
 }
@@ -84,14 +96,22 @@ fn apply<E: Element>(step: &AdafactorStep, params: &mut [E], grad: &[E], y: impl
     }
 }
 
-pub(super) fn clip_grad_norm<E: Element>(grad: &mut [E], max_norm: f64) -> f64 {
-    let norm = grad.iter().map(|g| g.to_f64() * g.to_f64()).sum::<f64>().sqrt();
-    let factor = max_norm / (norm + 1e-6);
-    if norm.is_finite() && factor < 1.0 {
-        let factor = E::from_f64(factor);
-        grad.iter_mut().for_each(|g| *g *= factor);
-    }
-    norm
+/// Added up chunk by chunk, in their order.
+pub(super) fn sum_of_squares<E: Element>(x: &[E]) -> f64 {
+    let chunks: Vec<f64> = x
+        .par_chunks(CHUNK)
+        .map(|x| {
+            vectorised(
+                #[inline(always)]
+                || dot_f64(x, x),
+            )
+        })
+        .collect();
+    chunks.iter().sum()
+}
+
+pub(super) fn scale<E: Element>(x: &mut [E], factor: E) {
+    x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
 }
 
 #[cfg(test)]

@@ -21,9 +21,13 @@ struct Partials {
 
 impl Partials {
     fn new(cuda: &CudaDevice, count: usize) -> Self {
-        let blocks = count.div_ceil(4 * THREADS as usize).clamp(1, 1024);
+        let blocks = Self::blocks(count);
         let bytes = blocks * size_of::<f64>();
         Self { blocks, sums: Device::Cuda(cuda.clone()).allocate(bytes, Kind::Workspace) }
+    }
+
+    fn blocks(count: usize) -> usize {
+        count.div_ceil(4 * THREADS as usize).clamp(1, 1024)
     }
 
     fn grid(&self) -> Grid {
@@ -165,18 +169,25 @@ pub(super) fn adafactor_factored(
     unsafe { kernel(cuda, "adafactor_factored_apply", dtype)?.run(grid, &args) }
 }
 
-/// The Euclidean norm, and what brings it to at most `most`: `[norm, factor]`, f64 and f32.
-fn norm_and_factor(cuda: &CudaDevice, x: &Tensor, most: f64) -> Result<[Buffer; 2]> {
+/// The Euclidean norm of all of them, and what brings it to at most `most`: `[norm, factor]`, f64 and f32.
+fn norm_and_factor(cuda: &CudaDevice, all: &[Tensor], most: f64) -> Result<[Buffer; 2]> {
     let device = Device::Cuda(cuda.clone());
-    let mut partials = Partials::new(cuda, x.len());
-    let grid = partials.grid();
-    let args = [
-        Arg::tensor(x),                      // const float* g
-        Arg::buffer_mut(&mut partials.sums), // double* partial
-        Arg::long(x.len()),                  // long long count
-    ];
-    // SAFETY: g holds `count` floats, `partial` a number for each block.
-    unsafe { kernel(cuda, "gradient_norm", x.dtype())?.run(grid, &args) }?;
+    let blocks: Vec<usize> = all.iter().map(|x| Partials::blocks(x.len())).collect();
+    let total = blocks.iter().sum();
+    let sums = device.allocate(total * size_of::<f64>(), Kind::Workspace);
+    let mut first = 0;
+    for (x, &blocks) in all.iter().zip(&blocks) {
+        let partial = Arg::address(sums.device_address() + (first * size_of::<f64>()) as u64);
+        let args = [
+            Arg::tensor(x),     // const float* g
+            partial,            // double* partial
+            Arg::long(x.len()), // long long count
+        ];
+        // SAFETY: g holds `count` floats; `partial` has a number for each block, from this tensor's first on.
+        unsafe { kernel(cuda, "gradient_norm", x.dtype())?.run(Grid::new(blocks, THREADS), &args) }?;
+        first += blocks;
+    }
+    let partials = Partials { blocks: total, sums };
     let mut norm = device.allocate(size_of::<f64>(), Kind::Workspace);
     let mut factor = device.allocate(size_of::<f32>(), Kind::Workspace);
     let args = [
@@ -187,7 +198,7 @@ fn norm_and_factor(cuda: &CudaDevice, x: &Tensor, most: f64) -> Result<[Buffer; 
         Arg::double(most),            // double most
     ];
     // SAFETY: `partial` holds `partials` numbers, the others one each.
-    unsafe { kernel(cuda, "gradient_norm_finish", x.dtype())?.run(Grid::new(1, THREADS), &args) }?;
+    unsafe { kernel(cuda, "gradient_norm_finish", DType::F32)?.run(Grid::new(1, THREADS), &args) }?;
     Ok([norm, factor])
 }
 
@@ -201,15 +212,34 @@ pub(super) fn clip_grad_norm(cuda: &CudaDevice, grad: &mut Tensor, max_norm: f64
     if grad.is_empty() {
         return Ok(0.0);
     }
-    let [norm, factor] = norm_and_factor(cuda, grad, max_norm)?;
+    let [norm, factor] = norm_and_factor(cuda, std::slice::from_ref(grad), max_norm)?;
+    multiply(cuda, grad, &factor)?;
+    read(&norm)
+}
+
+fn multiply(cuda: &CudaDevice, grad: &mut Tensor, factor: &Buffer) -> Result<()> {
     let (grid, count, dtype) = (Grid::elements(grad.len(), grad.dtype()), grad.len(), grad.dtype());
     let args = [
         Arg::tensor_mut(grad), // float* g
-        Arg::buffer(&factor),  // const float* factor
+        Arg::buffer(factor),   // const float* factor
         Arg::long(count),      // long long count
     ];
     // SAFETY: g holds `count` floats, and a thread has 4 of them; the factor is one float.
-    unsafe { kernel(cuda, "gradient_norm_clip", dtype)?.run(grid, &args) }?;
+    unsafe { kernel(cuda, "gradient_norm_clip", dtype)?.run(grid, &args) }
+}
+
+pub(super) fn scale(cuda: &CudaDevice, grad: &mut Tensor, factor: f64) -> Result<()> {
+    let mut held = Device::Cuda(cuda.clone()).allocate(size_of::<f32>(), Kind::Workspace);
+    held.upload(&(factor as f32).to_le_bytes())?;
+    multiply(cuda, grad, &held)
+}
+
+pub(super) fn grad_norm(cuda: &CudaDevice, grads: &[Tensor]) -> Result<f64> {
+    let all: Vec<Tensor> = grads.iter().filter(|grad| !grad.is_empty()).cloned().collect();
+    if all.is_empty() {
+        return Ok(0.0);
+    }
+    let [norm, _] = norm_and_factor(cuda, &all, f64::INFINITY)?;
     read(&norm)
 }
 
@@ -218,6 +248,6 @@ pub(super) fn is_finite(cuda: &CudaDevice, x: &Tensor) -> Result<bool> {
     if x.is_empty() {
         return Ok(true);
     }
-    let [norm, _] = norm_and_factor(cuda, x, f64::INFINITY)?;
+    let [norm, _] = norm_and_factor(cuda, std::slice::from_ref(x), f64::INFINITY)?;
     Ok(read(&norm)?.is_finite())
 }

@@ -1,4 +1,4 @@
-//! `optimizer`: what a step of training does to the prompt `[P, d]`, where the prompt is: the updates of AdamW and
+//! `optimizer`: what a step of training does to the prompt `[P, d]`, or to a weight, where it is: the updates of AdamW and
 //! Adafactor, and clipping the gradient.
 //!
 //! All arithmetic is done in the prompt's type, but for sums, which are f64; there is one order on a device, so equal input
@@ -9,6 +9,7 @@ mod cpu;
 mod cuda;
 
 use crate::device::Device;
+use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, with_element};
 
@@ -114,9 +115,49 @@ pub fn adafactor_factored(
 /// [`Error::Device`] where a GPU fails.
 pub fn clip_grad_norm(grad: &mut Tensor, max_norm: f64) -> Result<f64> {
     match grad.device().clone() {
-        Device::Cpu(_) => Ok(with_element!(grad.dtype(), E => cpu::clip_grad_norm::<E>(grad.make_mut(), max_norm))),
+        Device::Cpu(_) => {
+            let norm = grad_norm(std::slice::from_ref(grad))?;
+            scale(grad, clip_factor(norm, max_norm))?;
+            Ok(norm)
+        }
         Device::Cuda(cuda) => cuda::clip_grad_norm(&cuda, grad, max_norm),
     }
+}
+
+/// The Euclidean norm of all gradients together; a GPU is waited for. All are on one device.
+///
+/// # Errors
+/// [`Error::Device`] where a GPU fails.
+pub fn grad_norm(grads: &[Tensor]) -> Result<f64> {
+    let Some(first) = grads.first() else { return Ok(0.0) };
+    match first.device().clone() {
+        Device::Cpu(_) => {
+            let squares = |grad: &Tensor| with_element!(grad.dtype(), E => cpu::sum_of_squares(grad.as_slice::<E>()));
+            Ok(grads.iter().map(squares).sum::<f64>().sqrt())
+        }
+        Device::Cuda(cuda) => cuda::grad_norm(&cuda, grads),
+    }
+}
+
+/// What brings gradients of that norm to at most `max_norm`: 1 where they are, or where the norm is not finite.
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    let factor = max_norm / (norm + 1e-6);
+    if norm.is_finite() && factor < 1.0 { factor } else { 1.0 }
+}
+
+/// Multiplies every element by `factor`, f32 or f64.
+///
+/// # Errors
+/// [`Error::Device`] where a GPU fails.
+pub fn scale(grad: &mut Tensor, factor: f64) -> Result<()> {
+    if factor == 1.0 || grad.is_empty() {
+        return Ok(());
+    }
+    match grad.device().clone() {
+        Device::Cpu(_) => with_element!(grad.dtype(), E => cpu::scale(grad.make_mut::<E>(), E::from_f64(factor))),
+        Device::Cuda(cuda) => cuda::scale(&cuda, grad, factor)?,
+    }
+    Ok(())
 }
 
 /// Whether every element is neither infinite nor NaN.
