@@ -97,3 +97,87 @@ fn a_prediction_is_within_a_tenth_of_what_is_measured() {
         }
     }
 }
+
+/// A `config.json` as the hub has it, in a folder.
+fn config_of(json: &serde_json::Value) -> ModelConfig {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+    ModelConfig::read_json(folder.path()).unwrap()
+}
+
+fn llama_3_70b() -> ModelConfig {
+    config_of(&serde_json::json!({
+        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128_256, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": false, "hidden_act": "silu",
+    }))
+}
+
+fn mistral_7b() -> ModelConfig {
+    config_of(&serde_json::json!({
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 32768,
+        "sliding_window": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+    }))
+}
+
+/// The numbers that the hub gives for the files of these models.
+#[test]
+fn parameters_are_counted_exactly() {
+    let named = |name: &str| ModelConfig::named(name).unwrap();
+    for (config, count) in [
+        (named("gpt2"), 124_439_808),
+        (named("smollm2-135m"), 134_515_008),
+        (named("qwen2.5-0.5b"), 494_032_768),
+        (named("llama-3.2-1b"), 1_235_814_400),
+        (mistral_7b(), 7_241_732_096),
+        (llama_3_70b(), 70_553_706_496),
+    ] {
+        assert_eq!(Parameters::of(&config).total, count, "{config:?}");
+    }
+    // And those of models that are made.
+    for (name, config, ..) in cases() {
+        let options = ModelOptions { trainable: true, ..ModelOptions::default() };
+        let model = Model::random(config.clone(), 1, &Device::cpu(Some(1)).unwrap(), options).unwrap();
+        let made: usize = model.parameters().iter().map(|parameter| parameter.value().len()).sum();
+        assert_eq!(Parameters::of(&config).total, made as u128, "{name}");
+    }
+}
+
+#[test]
+fn a_model_of_70_billion_weights_is_weighed_without_being_loaded() {
+    let gpu = |method| Setup {
+        on_gpu: true,
+        dtype: DType::BF16,
+        stored_bits: 16.0,
+        method,
+        ..Setup::new(llama_3_70b(), 1)
+    };
+    let stream = Stream::even(100, 8, 128, 1);
+    let prompt = predict(&gpu(Method::Prompt), &stream, Recompute::Layer);
+    // The weights, twice 70.6e9 bytes, and a table of angles.
+    let weights = prompt.peak().bytes(Kind::Weights);
+    assert!((141_107_412_992..141_200_000_000).contains(&weights), "{weights}");
+    assert!(prompt.total() - weights < 10 << 30, "{}", prompt.total());
+    // Weights and gradients in bf16, and three copies in f32: 16 bytes a weight.
+    let full = predict(&gpu(Method::Full), &Stream::even(0, 8, 128, 1), Recompute::Layer);
+    assert!((16 * 70_553_706_496..17 * 70_553_706_496).contains(&full.total()), "{}", full.total());
+}
+
+#[test]
+fn sizes_without_end_are_predicted_without_end() {
+    let huge = ModelConfig {
+        hidden_size: 1 << 30,
+        intermediate_size: 1 << 30,
+        num_attention_heads: 1 << 30,
+        num_key_value_heads: 1,
+        head_dim: 1 << 30,
+        vocab_size: 1 << 30,
+        num_hidden_layers: 1 << 30,
+        ..ModelConfig::named("smollm2-135m").unwrap()
+    };
+    for recompute in Recompute::ALL {
+        let stream = Stream::even(usize::MAX, usize::MAX, usize::MAX, usize::MAX);
+        assert_eq!(predict(&Setup::new(huge.clone(), 4096), &stream, recompute).total(), u64::MAX);
+    }
+}

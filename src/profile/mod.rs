@@ -33,4 +33,4 @@ mod sizes;
 pub use choose::{Choice, choose, largest_batch, parse_bytes, shown_bytes};
 pub use measure::{Measured, measure};
 pub use moments::{Moment, Prediction, predict};
-pub use sizes::{Method, Parameters, Setup, Stream};
+pub use sizes::{MOST_ROWS, Method, Parameters, Setup, Stream};

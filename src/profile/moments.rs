@@ -452,29 +452,33 @@ impl<'a> Step<'a> {
             moments.push(Moment { name, layer: layer.map(|index| index as usize), bytes });
         };
         let Self { w, e, .. } = self;
-        // What the layers in front of each keep.
-        let layers: Vec<Layer> = (0..w.n).map(|index| self.layer(index)).collect();
-        let mut before = Vec::with_capacity(layers.len());
-        let mut kept = 0;
+        // What is held changes by as much from each layer in the middle to the next, so the most is in the first or last of them.
+        let mut looked_at = vec![0, 1, w.n.saturating_sub(2), w.n - 1];
+        looked_at.retain(|&index| index < w.n);
+        looked_at.sort_unstable();
+        looked_at.dedup();
+        let layers: Vec<Layer> = looked_at.into_iter().map(|index| self.layer(index)).collect();
+        let middle = if w.n > 2 { self.kept(&self.layer(1)) } else { 0 };
+        let first = self.kept(&self.layer(0));
+        let before = |layer: &Layer| if layer.index == 0 { 0 } else { first + (layer.index - 1) * middle };
         for layer in &layers {
-            before.push(kept);
             for (name, held) in self.forward(layer, layer.recompute != Recompute::Layer) {
-                add(name, Some(layer.index), saved(kept) + held);
+                add(name, Some(layer.index), saved(before(layer)) + held);
             }
-            kept += self.kept(layer);
         }
+        let last = self.layer(w.n - 1);
+        let kept = before(&last) + self.kept(&last);
         add("loss", None, saved(kept) + self.loss());
 
-        // Gradients of the weights that the walk back has passed.
         let head = self.if_trained(w.v * w.d * e);
-        let mut passed = head;
         let norm = 2 * self.scored * w.d * e;
-        add("backward: loss", None, saved(kept + self.scored * w.d * e) + gradients(norm + passed));
-        for (layer, kept) in layers.iter().zip(before).rev() {
+        add("backward: loss", None, saved(kept + self.scored * w.d * e) + gradients(norm + head));
+        for layer in layers.iter().rev() {
+            // Gradients of the weights that the walk back has passed.
+            let passed = head + self.if_trained((w.n - 1 - layer.index) * self.count.layer * e);
             for (name, held) in self.backward(layer) {
-                add(name, Some(layer.index), saved(kept) + gradients(passed) + held);
+                add(name, Some(layer.index), saved(before(layer)) + gradients(passed) + held);
             }
-            passed += self.if_trained(self.count.layer * e);
         }
         if self.trains {
             let all = self.count.total * e;
