@@ -6,6 +6,7 @@
 //! steps aside to [`aside_name`] for an instant. [`existing_dir`] finds it there.
 
 use crate::error::{Error, Place, Result};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -120,6 +121,18 @@ pub fn recover_dir(path: impl AsRef<Path>) -> Result<()> {
         return fs::remove_dir_all(&aside).map_err(|e| Error::io(&aside, "remove", e));
     }
     fs::rename(&aside, path).map_err(|e| Error::io(path, "rename into place", e))
+}
+
+/// SHA-256 of a file, in lower-case hex, read a little at a time.
+///
+/// # Errors
+/// `Io` where the system refuses.
+pub fn file_sha256(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let mut hash = Sha256::new();
+    let mut file = fs::File::open(path).map_err(|e| Error::io(path, "read", e))?;
+    io::copy(&mut file, &mut hash).map_err(|e| Error::io(path, "read", e))?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Removes temporary files and directories in `dir`, of names beginning with `prefix`, that processes which were
