@@ -13,7 +13,7 @@ mod sweep;
 
 pub use fit::Fit;
 pub use library::Library;
-pub use rows::Rows;
+pub use rows::{Rows, check_positions};
 pub use run::{Measurement, Options, measure};
 pub use stepper::{Phases, Trained};
 pub use sweep::{Point, Swept, fits, picture};
