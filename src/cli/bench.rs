@@ -4,12 +4,15 @@ mod report;
 
 use super::options::{ComputeArgs, encoder, longest, prompt_for};
 use super::{Terminal, printable, refuse_to_overwrite};
-use crate::bench::{Options, Point, Rows, Swept, Trained, check_positions, measure, picture};
+use crate::bench::{
+    Measurement, Options, Point, Rows, Swept, Trained, check_memory, check_positions, measure, picture,
+};
 use crate::data::{Dataset, ExampleOptions};
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use crate::models::{Model, ModelConfig, ModelOptions, Recompute};
-use crate::prompt::{Init, initial_prompt};
+use crate::prompt::{Init, PromptFile, initial_prompt};
 use crate::storage;
 use std::path::PathBuf;
 
@@ -81,29 +84,30 @@ struct Sizes {
     tokens: usize,
 }
 
+/// What is measured: the flags, and what can be told of them without a model.
+struct Plan<'a> {
+    args: &'a BenchArgs,
+    sizes: Sizes,
+    swept: Option<Swept>,
+}
+
 pub(super) fn run(args: &BenchArgs, terminal: &Terminal) -> Result<()> {
     args.check()?;
+    let plan = Plan { args, sizes: args.sizes()?, swept: args.sweep.as_deref().and_then(Swept::named) };
     let device = args.compute.device()?;
-    let options = ModelOptions {
-        recompute: Recompute::named(&args.recompute).unwrap_or_default(),
-        trainable: args.trains_weights(),
-        ..args.compute.options()
-    };
-    let (shape, model) = args.open(&device, options)?;
-    args.check_sizes(model.config())?;
-    let Some(swept) = args.sweep.as_deref().and_then(Swept::named) else {
-        let measured = args.measure(&model, args.sizes(), true)?;
-        let subject = report::Subject { shape: &shape, method: &args.method, model: &model };
-        return terminal
-            .result(&report::one_json(&subject, &measured), &printable(&report::one_text(&subject, &measured)));
+    let (shape, model) = plan.open(&device)?;
+    let subject = report::Subject { shape: &shape, method: &args.method, model: &model };
+    let Some(swept) = plan.swept else {
+        let measured = plan.measure(&model, plan.sizes, true)?;
+        let text = report::one_text(&subject, &measured);
+        return terminal.result(&report::one_json(&subject, &measured), &printable(&text));
     };
     let mut points = Vec::new();
     for &value in &args.values {
-        let measured = args.measure(&model, args.sizes_at(swept, value), false)?;
+        let measured = plan.measure(&model, plan.sizes_at(swept, value), false)?;
         terminal.note(&format!("{} {value}: {:.4} s", swept.name(), measured.median_seconds()));
         points.push(Point { value: value as usize, measured });
     }
-    let subject = report::Subject { shape: &shape, method: &args.method, model: &model };
     let plot = args.plot.as_deref();
     let json = report::sweep_json(&subject, swept, &points, plot);
     // The numbers first: they took longer to make than the picture will to write.
@@ -134,7 +138,7 @@ impl BenchArgs {
                 return refused("--weights", "with --method full, which holds every weight in --dtype");
             }
         }
-        let by_file = match self.sweep.as_deref() {
+        let sized_by = match self.sweep.as_deref() {
             Some("num-virtual-tokens") if self.trains_weights() => {
                 return refused("--sweep num-virtual-tokens", "with --method full, which has no prompt");
             }
@@ -142,7 +146,7 @@ impl BenchArgs {
             Some(_) => self.data.as_ref().map(|_| "--data"),
             None => None,
         };
-        if let Some(flag) = by_file {
+        if let Some(flag) = sized_by {
             return refused(flag, "with this --sweep, which it has the size of");
         }
         let mut distinct = self.values.clone();
@@ -160,106 +164,114 @@ impl BenchArgs {
         Ok(())
     }
 
-    /// Refuses sizes that a model of `config` cannot have.
-    fn check_sizes(&self, config: &ModelConfig) -> Result<()> {
-        let swept = self.sweep.as_deref().and_then(Swept::named);
-        let all: Vec<Sizes> = match swept {
-            Some(swept) => self.values.iter().map(|&value| self.sizes_at(swept, value)).collect(),
-            None => vec![self.sizes()],
+    /// The sizes asked for, or those of the files.
+    fn sizes(&self) -> Result<Sizes> {
+        let asked = self.num_virtual_tokens.map(|rows| rows as usize);
+        let prompt_rows = match &self.prompt {
+            _ if self.trains_weights() => 0,
+            None => asked.unwrap_or(PROMPT_ROWS),
+            Some(path) => {
+                let rows = PromptFile::read(path)?.rows;
+                if let Some(asked) = asked.filter(|&asked| asked != rows) {
+                    let expected = format!("{rows}, the rows of {}", path.display());
+                    return Err(Error::usage(Place::item("--num-virtual-tokens"), expected, asked.to_string())
+                        .hint("leave it out: a prompt file has its own"));
+                }
+                rows
+            }
+        };
+        Ok(Sizes { prompt_rows, examples: self.examples as usize, tokens: self.tokens as usize })
+    }
+}
+
+impl Plan<'_> {
+    fn sizes_at(&self, swept: Swept, value: u32) -> Sizes {
+        let value = value as usize;
+        match swept {
+            Swept::Examples => Sizes { examples: value, ..self.sizes },
+            Swept::NumVirtualTokens => Sizes { prompt_rows: value, ..self.sizes },
+            Swept::Tokens => Sizes { tokens: value, ..self.sizes },
+        }
+    }
+
+    /// Refuses sizes that a model of `config` cannot have, before the first of them is measured.
+    fn check_sizes(&self, config: &ModelConfig, device: &Device) -> Result<()> {
+        let dtype = DType::named(&self.args.compute.dtype).unwrap_or_default();
+        let recompute = Recompute::named(&self.args.recompute).unwrap_or_default();
+        let all: Vec<Sizes> = match self.swept {
+            Some(swept) => self.args.values.iter().map(|&value| self.sizes_at(swept, value)).collect(),
+            None => vec![self.sizes],
         };
         for sizes in all {
-            // Rows of a file say themselves where they are too long.
-            let tokens = if self.data.is_some() { 1 } else { sizes.tokens };
-            check_positions(config, sizes.prompt_rows, tokens)?;
-            if self.data.is_none() {
-                Rows::made(config.vocab_size, sizes.examples, sizes.tokens, self.uneven)?;
+            if self.args.data.is_some() {
+                // Rows of a file say themselves where they are too long.
+                check_positions(config, sizes.prompt_rows, 1)?;
+            } else {
+                check_positions(config, sizes.prompt_rows, sizes.tokens)?;
+                let rows = Rows::made(config.vocab_size, sizes.examples, sizes.tokens, self.args.uneven)?;
+                check_memory(config, device, dtype, recompute, sizes.prompt_rows + rows.stream_rows())?;
             }
         }
         Ok(())
     }
 
     /// The model, and what its shape is called.
-    fn open(&self, device: &Device, options: ModelOptions) -> Result<(String, Model)> {
-        if let Some(shape) = &self.config {
+    fn open(&self, device: &Device) -> Result<(String, Model)> {
+        let args = self.args;
+        let options = ModelOptions {
+            recompute: Recompute::named(&args.recompute).unwrap_or_default(),
+            trainable: args.trains_weights(),
+            ..args.compute.options()
+        };
+        if let Some(shape) = &args.config {
             let config = ModelConfig::named(shape).ok_or_else(|| Error::op("bench", "a shape of the list", shape))?;
-            self.check_sizes(&config)?;
+            self.check_sizes(&config, device)?;
             return Ok((shape.clone(), Model::random(config, 0, device, options)?));
         }
-        let path = self.model.clone().unwrap_or_default();
+        let path = args.model.clone().unwrap_or_default();
         let name = path.to_string_lossy().into_owned();
-        let opened = Model::open(&path, device, options);
-        let model = match ModelConfig::NAMES.contains(&name.as_str()) && !path.exists() {
-            true => {
-                opened.map_err(|error| error.hint(format!("--config {name} takes random weights of this shape")))?
-            }
-            false => opened?,
-        };
+        let model = Model::open(&path, device, options).map_err(|error| {
+            let is_shape = ModelConfig::NAMES.contains(&name.as_str()) && !path.exists();
+            if is_shape { error.hint(format!("--config {name} takes random weights of this shape")) } else { error }
+        })?;
+        self.check_sizes(model.config(), device)?;
         Ok((name, model))
     }
 
-    fn sizes(&self) -> Sizes {
-        let prompt_rows = self.num_virtual_tokens.map_or(PROMPT_ROWS, |rows| rows as usize);
-        Sizes {
-            prompt_rows: if self.trains_weights() { 0 } else { prompt_rows },
-            examples: self.examples as usize,
-            tokens: self.tokens as usize,
-        }
-    }
-
-    fn sizes_at(&self, swept: Swept, value: u32) -> Sizes {
-        let (sizes, value) = (self.sizes(), value as usize);
-        match swept {
-            Swept::Examples => Sizes { examples: value, ..sizes },
-            Swept::NumVirtualTokens => Sizes { prompt_rows: value, ..sizes },
-            Swept::Tokens => Sizes { tokens: value, ..sizes },
-        }
-    }
-
-    fn measure(&self, model: &Model, sizes: Sizes, library: bool) -> Result<crate::bench::Measurement> {
-        let (trained, prompt_rows) = self.trained(model, sizes)?;
-        let rows = self.rows(model, prompt_rows, sizes)?;
+    fn measure(&self, model: &Model, sizes: Sizes, library: bool) -> Result<Measurement> {
+        let args = self.args;
+        let trained = if args.trains_weights() {
+            Trained::Weights
+        } else if args.prompt.is_some() {
+            Trained::Prompt(prompt_for(model, args.prompt.as_ref())?)
+        } else {
+            let values = initial_prompt(model, sizes.prompt_rows, Init::Uniform { range: RANGE }, 0)?;
+            Trained::Prompt(model.prompt_from(sizes.prompt_rows, &values)?)
+        };
+        let rows = self.rows(model, sizes)?;
         let on_gpu = matches!(model.device(), Device::Cuda(_));
         let (warm_up, steps) = if on_gpu { (3, 20) } else { (1, 5) };
         let options = Options {
-            warm_up: usize::from(self.warm_up.unwrap_or(warm_up)),
-            steps: usize::from(self.steps.unwrap_or(steps)),
+            warm_up: usize::from(args.warm_up.unwrap_or(warm_up)),
+            steps: usize::from(args.steps.unwrap_or(steps)),
             library,
         };
         let measured = measure(model, trained, &rows, options);
-        measured.map_err(|error| match &self.data {
-            Some(path) if matches!(error, Error::Input(_)) => error.in_file(path),
+        measured.map_err(|error| match &args.data {
+            Some(path) if matches!(error, Error::Input(_)) => {
+                error.in_file(path).or_hint("give every row input_ids, or train a prompt that stands in front of them")
+            }
             _ => error,
         })
     }
 
-    /// What is trained, and the rows of a prompt in it.
-    fn trained(&self, model: &Model, sizes: Sizes) -> Result<(Trained, usize)> {
-        if self.trains_weights() {
-            return Ok((Trained::Weights, 0));
-        }
-        let Some(path) = &self.prompt else {
-            let rows = sizes.prompt_rows;
-            let values = initial_prompt(model, rows, Init::Uniform { range: RANGE }, 0)?;
-            return Ok((Trained::Prompt(model.prompt_from(rows, &values)?), rows));
+    fn rows(&self, model: &Model, sizes: Sizes) -> Result<Rows> {
+        let vocab_size = model.config().vocab_size;
+        let Some(path) = &self.args.data else {
+            return Rows::made(vocab_size, sizes.examples, sizes.tokens, self.args.uneven);
         };
-        let prompt = prompt_for(model, Some(path))?;
-        let rows = prompt.rows();
-        if self.num_virtual_tokens.is_some_and(|wanted| wanted as usize != rows) {
-            let expected = format!("{rows}, the rows of {}", path.display());
-            return Err(Error::usage(Place::item("--num-virtual-tokens"), expected, sizes.prompt_rows.to_string())
-                .hint("leave it out: a prompt file has its own"));
-        }
-        Ok((Trained::Prompt(prompt), rows))
-    }
-
-    fn rows(&self, model: &Model, prompt_rows: usize, sizes: Sizes) -> Result<Rows> {
-        let config = model.config();
-        let Some(path) = &self.data else {
-            check_positions(config, prompt_rows, sizes.tokens)?;
-            return Rows::made(config.vocab_size, sizes.examples, sizes.tokens, self.uneven);
-        };
-        let max_length = longest(model, prompt_rows, None);
-        let options = ExampleOptions { max_length, vocab_size: config.vocab_size, ..ExampleOptions::default() };
+        let max_length = longest(model, sizes.prompt_rows, None);
+        let options = ExampleOptions { max_length, vocab_size, ..ExampleOptions::default() };
         Ok(Rows::of(&Dataset::load(path, &options, encoder(model))?))
     }
 }

@@ -136,8 +136,9 @@ pub(super) fn one_text(subject: &Subject<'_>, measured: &Measurement) -> String 
         None => lines.push("  (a GPU is asked for a whole step at once: its parts cannot be told apart)".into()),
     }
     lines.push(format!("loss       {:.6}", measured.loss));
-    let rate = format!("{:.1} GFLOP a step", measured.flops / 1e9);
-    lines.push(format!("arithmetic {rate}, {:.1} GFLOP/s", measured.flops_per_second() / 1e9));
+    let gflop = measured.flops / 1e9;
+    let digits = if gflop < 10.0 { 3 } else { 1 };
+    lines.push(format!("arithmetic {gflop:.digits$} GFLOP a step, {:.1} GFLOP/s", measured.flops_per_second() / 1e9));
     if let Some(library) = measured.library {
         let [ratio, least, most] = library.ratio;
         lines.push(format!(
