@@ -63,6 +63,31 @@ pub fn atomic_write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     sync_dir(&parent)
 }
 
+/// Whether [`atomic_write`] may write `path`, as far as that can be told beforehand: for work that takes long until there is
+/// something to write. Leaves nothing behind.
+///
+/// # Errors
+/// `Io` for whatever the system refuses; `Usage` where `path` ends in no name.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = &resolve_link(path.as_ref());
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            return Err(Error::io(path, "write", io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        Ok(meta) if !meta.is_file() => return Ok(()),
+        _ => {}
+    }
+    let name = file_name(path)?;
+    // Parents that are missing will be made in the nearest one that is there.
+    let folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    });
+    let folder = folders.into_iter().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    let probe = Temporary::beside(&folder.join(name))?;
+    write_new(&probe.path, b"").map_err(|e| Error::io(path, "write", e))
+}
+
 /// Replaces the directory `path` by what `fill` writes into the fresh directory it is given, all or nothing; missing
 /// parent directories are made. Whatever `path` held before is gone afterwards: asking first is the caller's part.
 ///
