@@ -105,10 +105,7 @@ impl StackedBars {
         for (index, part) in self.parts.iter().enumerate() {
             let x = 16.0 + step * index as f64;
             let colour = colour(index);
-            put(
-                body,
-                format_args!("<rect x=\"{x:.1}\" y=\"41\" width=\"12\" height=\"12\" fill=\"{colour}\"/>"),
-            );
+            put(body, format_args!("<rect x=\"{x:.1}\" y=\"41\" width=\"12\" height=\"12\" fill=\"{colour}\"/>"));
             text(body, (x + 18.0, 51.0), "ink", "start", part);
         }
     }
