@@ -4,6 +4,7 @@
 //! The step is that of [`crate::train`]: batch, layout, forward, backward, AdamW. It is taken at learning rate 0, which is
 //! the same arithmetic and leaves the weights as they are, so that all steps of a run are the same step.
 
+mod checks;
 mod fit;
 mod library;
 mod rows;
@@ -11,6 +12,7 @@ mod run;
 mod stepper;
 mod sweep;
 
+pub use checks::{check_memory, check_positions};
 pub use fit::Fit;
 pub use library::Library;
 pub use rows::Rows;

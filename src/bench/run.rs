@@ -1,7 +1,7 @@
 //! Steps of one size, measured.
 
 use super::stepper::{Phases, Stepper, Timed, Trained};
-use super::{Library, Rows, library, median};
+use super::{Library, Rows, check_memory, library, median};
 use crate::device::{self, Device, Kind, MemoryReport};
 use crate::error::{Error, Place, Result};
 use crate::flops::{Product, attention_flops, frozen_products, trained_products};
@@ -84,7 +84,8 @@ impl Measurement {
 ///
 /// # Errors
 /// [`Error::Config`] for no steps; [`Error::Input`] for rows that do not fit the model, or weights that are frozen;
-/// [`Error::Device`] where memory runs out; [`Error::Diverged`] for a loss that is not finite.
+/// [`Error::Device`] where memory runs out, or is seen to be too little before; [`Error::Diverged`] for a loss that is not
+/// finite.
 pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -> Result<Measurement> {
     if options.steps == 0 {
         return Err(Error::config(Place::item("steps"), "at least 1", "0"));
@@ -94,6 +95,8 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
         Trained::Prompt(prompt) => (prompt.rows(), frozen_products),
         Trained::Weights => (0, trained_products),
     };
+    let recompute = model.recompute();
+    check_memory(config, device, model.dtype(), recompute, prompt_rows.saturating_add(rows.stream_rows()))?;
     let batch = rows.batch()?;
     let layout = batch.layout(prompt_rows)?;
     let products = count(config, &layout);

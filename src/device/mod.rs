@@ -20,7 +20,7 @@ pub(crate) use cuda::{Arg, Grid, Kernel, Layout, Operand, Operation, Pointers};
 pub use cuda::{CudaDevice, CudaOptions, CudaProperties, Matmul};
 pub use memory::{Kind, MemoryReport};
 pub(crate) use on_device::OnDevice;
-pub use resident::{peak_rss, reset_peak_rss};
+pub use resident::{available_memory, peak_rss, reset_peak_rss};
 
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};

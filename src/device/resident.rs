@@ -12,8 +12,18 @@ pub fn peak_rss() -> Option<usize> {
     of_status(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
+/// Bytes that new work may take without driving out other work, by the system's estimate (`MemAvailable` in proc(5)).
+pub fn available_memory() -> Option<usize> {
+    bytes_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
 fn of_status(status: &str) -> Option<usize> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    bytes_of(status, "VmHWM:")
+}
+
+/// The value of a line `name   123 kB`.
+fn bytes_of(text: &str, name: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim_end().parse::<usize>().ok()?.checked_mul(1024)
 }
 

@@ -3,7 +3,6 @@
 
 use crate::error::{Error, Place, Result};
 use crate::ops::{Activation, attention::Heads};
-use crate::storage::read_limited;
 use crate::weights::{Weights, gguf};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -115,20 +114,25 @@ impl ModelConfig {
             Some(metadata) => (from_gguf(metadata, weights)?, metadata.path().to_path_buf()),
             None => {
                 let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-                let file = directory.join("config.json");
-                (from_hugging_face(&file)?, file)
+                return Self::read_json(&directory.join("config.json"));
             }
         };
         config.check(&file)
     }
 
-    /// Reads a `config.json` by itself, or that of a directory: the weights need not be there.
+    /// Reads a `config.json`.
     ///
     /// # Errors
     /// As [`ModelConfig::read`].
-    pub fn read_json(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        from_hugging_face(&file)?.check(&file)
+    pub fn read_json(file: &Path) -> Result<Self> {
+        let text = std::fs::read(file).map_err(|error| Error::io(file, "read", error))?;
+        let value: Value = serde_json::from_slice(&text).map_err(|error| {
+            Error::input(Place::file(file).at_line(error.line() as u64), "valid JSON", error.to_string())
+        })?;
+        let Value::Object(map) = value else {
+            return Err(Error::input(Place::file(file), "a JSON object", "something else"));
+        };
+        HuggingFace { file: file.to_path_buf(), map }.read()?.check(file)
     }
 
     fn check(self, path: &Path) -> Result<Self> {
@@ -225,20 +229,6 @@ const ONLY: &[(&str, &[&str])] = &[
     ("scale_attn_weights", &["null", "true"]),
     ("use_sliding_window", &["null", "false"]),
 ];
-
-/// The most bytes of a `config.json`.
-const LARGEST_CONFIG: u64 = 16 << 20;
-
-fn from_hugging_face(file: &Path) -> Result<ModelConfig> {
-    let text = read_limited(file, LARGEST_CONFIG)?;
-    let value: Value = serde_json::from_slice(&text).map_err(|error| {
-        Error::input(Place::file(file).at_line(error.line() as u64), "valid JSON", error.to_string())
-    })?;
-    let Value::Object(map) = value else {
-        return Err(Error::input(Place::file(file), "a JSON object", "something else"));
-    };
-    HuggingFace { file: file.to_path_buf(), map }.read()
-}
 
 /// `config.json`.
 struct HuggingFace {

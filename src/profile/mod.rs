@@ -25,12 +25,16 @@
 //!
 //! The last layer keeps as with `none`, whatever the policy. See [`moments`] for the rest.
 
+mod architecture;
 mod choose;
 mod measure;
 mod moments;
 mod sizes;
+mod t5;
 
+pub use architecture::{Architecture, Need, Plan};
 pub use choose::{Choice, choose, largest_batch, parse_bytes, shown_bytes};
 pub use measure::{Measured, measure};
 pub use moments::{Moment, Prediction, predict};
 pub use sizes::{MOST_ROWS, Method, Parameters, Setup, Stream};
+pub use t5::{T5Config, T5Peak, T5Step};

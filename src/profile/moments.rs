@@ -240,7 +240,7 @@ impl<'a> Step<'a> {
         if setup.on_gpu {
             return if setup.is_direct() { 0 } else { inputs * outputs * e };
         }
-        let panels = outputs.div_ceil(PANEL).min(setup.threads as u128) * PANEL.min(outputs) * inputs;
+        let panels = (PANEL * setup.threads as u128).min(outputs) * inputs;
         if setup.dtype == DType::F32 && inputs <= NARROW {
             return 8 * (rows * (inputs + outputs) + panels);
         }
@@ -257,7 +257,7 @@ impl<'a> Step<'a> {
         if self.setup.on_gpu {
             return 0;
         }
-        let (queries, keys) = self.tile(layer);
+        let (queries, keys) = (self.tile(layer.is_last, self.prompt, self.longest), self.prompt + self.longest);
         let (wide, element) = if self.is_narrow_attention() {
             (8 * (layer.asking * (2 * w.q + w.h) + 2 * self.rows * w.k), 8)
         } else {
@@ -266,13 +266,11 @@ impl<'a> Step<'a> {
         wide + self.setup.threads as u128 * queries * (w.dim + keys + 1) * element
     }
 
-    /// Stacked queries of a tile on the CPU, and the keys that they see.
-    fn tile(&self, layer: &Layer) -> (u128, u128) {
+    /// Stacked queries of a tile on the CPU, of the prompt's rows or an example's, if these are so many.
+    fn tile(&self, is_last: bool, of_prompt: u128, of_example: u128) -> u128 {
         let group = self.w.h / self.w.key_heads.max(1);
-        let of_example = if layer.is_last { self.scored.div_ceil(self.examples.max(1)) } else { self.longest };
-        let of_prompt = if layer.is_last { 0 } else { self.prompt };
-        let rows = (TILE / group.max(1)).max(8).min(of_example.max(of_prompt));
-        (rows * group, self.prompt + self.longest)
+        let asking = if is_last { self.scored.div_ceil(self.examples.max(1)) } else { of_prompt.max(of_example) };
+        (TILE / group.max(1)).max(8).min(asking) * group
     }
 
     /// Scratch of attention's backward pass. On the CPU each group of segments sums up what its segments add to the keys of
@@ -295,9 +293,12 @@ impl<'a> Step<'a> {
         } else {
             (0, self.e)
         };
-        let (queries, keys) = self.tile(layer);
-        let keys = keys.max(1) - self.prompt.min(self.longest);
-        let of_threads = self.setup.threads as u128 * queries * (3 * w.dim + 2 + 2 * keys);
+        // The prompt is one segment, so one thread works on it; the others work on examples.
+        let of_example = self.tile(layer.is_last, 0, self.longest);
+        let of_prompt = if layer.is_last { 0 } else { self.tile(false, self.prompt, 0) };
+        let of_tile = |queries: u128| queries * (3 * w.dim + 2 + 2 * self.prompt.max(self.longest));
+        let others = (self.setup.threads as u128 - 1).min(self.examples);
+        let of_threads = of_tile(of_example.max(of_prompt)) + others * of_tile(of_example);
         wide + (groups * 2 * self.prompt * w.k + of_threads) * element
     }
 
@@ -410,8 +411,8 @@ impl<'a> Step<'a> {
             (
                 "backward: queries, keys and values",
                 saved(b * d * e + self.if_trained(rows * d * e))
-                    + gradients(of_normed + 2 * b * k * e + weights(self.count.layer))
-                    + workspace(self.product(r, q, d)),
+                    + gradients(of_normed + 2 * b * k * e + weights(self.count.layer - k * d))
+                    + workspace(self.product(reached, q, d).max(self.product(b, k, d))),
             ),
         ];
         moments.extend(list.map(|(name, held)| (name, held + base)));

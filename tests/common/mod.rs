@@ -28,6 +28,13 @@ pub fn program() -> PathBuf {
     carried().map_or_else(|| env!("CARGO_BIN_EXE_softprompt").into(), |folder| folder.join("softprompt"))
 }
 
+/// Every folder of golden files.
+pub fn golden_names() -> Vec<String> {
+    let mut names: Vec<String> = golden_cases().into_iter().map(|(name, _)| name).collect();
+    names.dedup();
+    names
+}
+
 /// Every folder of golden files with each of its cases, but for `left_pad`: a behaviour of PEFT's that is not a goal.
 pub fn golden_cases() -> Vec<(String, String)> {
     let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
