@@ -7,7 +7,7 @@ mod cases;
 use softprompt::device::Kind;
 use softprompt::models::{Family, Recompute};
 use softprompt::profile::{Method, Parameters, Setup, Stream, measure, predict};
-use softprompt::{DType, Device, Model, ModelConfig, ModelOptions, WeightStorage};
+use softprompt::{DType, Device, Model, ModelConfig, ModelOptions};
 
 fn llama(width: usize, inner: usize, layers: usize, (heads, key_heads): (usize, usize), tokens: usize) -> ModelConfig {
     ModelConfig {
@@ -40,7 +40,12 @@ type Case = (&'static str, ModelConfig, DType, (usize, usize, usize), usize);
 
 fn cases() -> Vec<Case> {
     use DType::{F32, F64};
-    let qwen2 = ModelConfig { family: Family::Qwen2, qkv_bias: true, tie_word_embeddings: false, ..llama(192, 640, 3, (6, 2), 3000) };
+    let qwen2 = ModelConfig {
+        family: Family::Qwen2,
+        qkv_bias: true,
+        tie_word_embeddings: false,
+        ..llama(192, 640, 3, (6, 2), 3000)
+    };
     vec![
         ("llama, wide vocabulary", llama(192, 512, 4, (3, 1), 12_000), F32, (20, 8, 32), 2),
         ("llama, deep", llama(144, 384, 12, (3, 3), 1000), F32, (10, 8, 24), 2),
@@ -97,7 +102,7 @@ fn a_prediction_is_within_a_tenth_of_what_is_measured() {
         for trainable in [false, true] {
             let device = Device::cpu(Some(threads)).unwrap();
             for recompute in Recompute::ALL {
-                let options = ModelOptions { dtype, weights: WeightStorage::Mapped, recompute, trainable };
+                let options = ModelOptions { dtype, recompute, trainable, ..ModelOptions::default() };
                 let model = Model::random(config.clone(), 1, &device, options).unwrap();
                 check(name, &model, sizes);
             }
@@ -154,13 +159,8 @@ fn parameters_are_counted_exactly() {
 
 #[test]
 fn a_model_of_70_billion_weights_is_weighed_without_being_loaded() {
-    let gpu = |method| Setup {
-        on_gpu: true,
-        dtype: DType::BF16,
-        stored_bits: 16.0,
-        method,
-        ..Setup::new(llama_3_70b(), 1)
-    };
+    let gpu =
+        |method| Setup { on_gpu: true, dtype: DType::BF16, stored_bits: 16.0, method, ..Setup::new(llama_3_70b(), 1) };
     let stream = Stream::even(100, 8, 128, 1);
     let prompt = predict(&gpu(Method::Prompt), &stream, Recompute::Layer);
     // The weights, twice 70.6e9 bytes, and a table of angles.

@@ -31,8 +31,7 @@ pub fn choose(
     limit: u64,
 ) -> Result<Choice> {
     let stream = Stream::even(prompt_rows, examples, tokens, labels);
-    let choices =
-        Recompute::ALL.map(|recompute| Choice { recompute, prediction: predict(setup, &stream, recompute) });
+    let choices = Recompute::ALL.map(|recompute| Choice { recompute, prediction: predict(setup, &stream, recompute) });
     let smallest = choices.iter().map(|choice| choice.prediction.total()).min().unwrap_or(0);
     if let Some(choice) = choices.into_iter().find(|choice| choice.prediction.total() <= limit) {
         return Ok(choice);
@@ -65,9 +64,8 @@ pub fn largest_batch(
     recompute: Recompute,
     limit: u64,
 ) -> usize {
-    let fits = |examples| {
-        predict(setup, &Stream::even(prompt_rows, examples, tokens, labels), recompute).total() <= limit
-    };
+    let fits =
+        |examples| predict(setup, &Stream::even(prompt_rows, examples, tokens, labels), recompute).total() <= limit;
     if !fits(1) {
         return 0;
     }
@@ -103,10 +101,8 @@ const UNITS: [(&str, u64); 13] = [
 /// 1024. `None` for anything else, and for less than a byte or more than 2⁶³ of them.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let (number, unit) = UNITS
-        .iter()
-        .find_map(|&(name, unit)| Some((text.strip_suffix(name)?.trim_end(), unit)))
-        .unwrap_or((text, 1));
+    let (number, unit) =
+        UNITS.iter().find_map(|&(name, unit)| Some((text.strip_suffix(name)?.trim_end(), unit))).unwrap_or((text, 1));
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         return None;
     }

@@ -23,12 +23,13 @@
 //! | MLP | `r (d + g f) e` | `r d e` | |
 //! | more, if weights are trained | `S d e + r (d + f) e`, in the last layer `s d e` | `S d e` | |
 //!
-//! The last layer keeps as with `none`, whatever the policy. See [`moments`] for the rest.
+//! The last layer keeps as with `none`, whatever the policy. The rest is in `moments.rs`, what ops need beside it in `scratch.rs`.
 
 mod architecture;
 mod choose;
 mod measure;
 mod moments;
+mod scratch;
 mod sizes;
 mod t5;
 

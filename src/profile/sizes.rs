@@ -23,8 +23,6 @@ pub struct Parameters {
     pub layer: u128,
     /// Those of the biases and norms, of all layers.
     pub vectors: u128,
-    /// The largest tensor.
-    pub largest: u128,
 }
 
 impl Parameters {
@@ -45,7 +43,6 @@ impl Parameters {
             total: v * d + head + positions + n * layer + norm,
             layer,
             vectors: n * vectors_of_layer + norm,
-            largest: (v * d).max(d * f).max(d * q).max(positions),
         }
     }
 }
