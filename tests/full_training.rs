@@ -118,6 +118,43 @@ fn a_model_written_back_is_the_model() {
     }
 }
 
+#[test]
+fn a_gguf_file_is_written_back_under_hugging_faces_names_and_in_its_order() {
+    for name in ["llama", "llama_mha"] {
+        let (folder, dir) = (golden(name), tempfile::tempdir().unwrap());
+        let (file, to) = (dir.path().join("model.gguf"), dir.path().join("written"));
+        common::gguf::write(&folder, &file);
+        let model = open(&file, DType::F32, true);
+        model.save_pretrained(&to).unwrap();
+        let (written, want) =
+            (Golden::read(&to.join("model.safetensors")), Golden::read(&folder.join("model.safetensors")));
+        assert_eq!(written.names(), want.names());
+        for tensor in want.names() {
+            assert_eq!(written.numbers(&tensor), want.numbers(&tensor), "{name} {tensor}");
+        }
+        let loss = |path: &Path| {
+            let model = open(path, DType::F64, false);
+            model.loss(&model.prompt_from(0, &[]).unwrap(), &batch(&folder)).unwrap().mean
+        };
+        close(name, &[loss(&file), loss(&to)], &[loss(&folder); 2], 1e-7);
+        // Through a checkpoint, and back into the file's own order.
+        let rows = dir.path().join("rows.jsonl");
+        let row = json!({"input_ids": [1, 2, 3], "target_ids": [4]});
+        fs::write(&rows, format!("{row}\n{row}\n")).unwrap();
+        let go = |out: &str, more: &[&str]| {
+            let (model, rows, out) = (file.to_str().unwrap(), rows.to_str().unwrap(), dir.path().join(out));
+            let mut flags =
+                vec!["train", "--json", "--quiet", "--method", "full", "--model", model, "--train-file", rows];
+            flags.extend(["--output-dir", out.to_str().unwrap()]);
+            flags.extend(more);
+            result(&run(flags))["model_sha256"].clone()
+        };
+        let whole = go("whole", &["--max-steps", "3"]);
+        go("resumed", &["--max-steps", "1"]);
+        assert_eq!(go("resumed", &["--max-steps", "3", "--resume", "true"]), whole);
+    }
+}
+
 /// Runs `train` on the workplace's model.
 fn train(bench: &Bench, out: &str, more: &[&str]) -> Output {
     let (model, out) = (bench.at("model"), bench.at(out));
