@@ -34,7 +34,7 @@ mod sizes;
 mod t5;
 
 pub use architecture::{Architecture, Need, Plan};
-pub use choose::{Choice, choose, largest_batch, parse_bytes, shown_bytes};
+pub use choose::{Choice, choose, largest_batch};
 pub use measure::{Measured, measure};
 pub use moments::{Moment, Prediction, predict};
 pub use sizes::{MOST_ROWS, Method, Parameters, Setup, Stream};
