@@ -14,6 +14,7 @@ the files hold.
 import argparse
 import contextlib
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -33,6 +34,7 @@ from table import markdown
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LOSS_TOLERANCE, GRAD_TOLERANCE = 1e-4, 1e-3  # relative; of the gradient, of its norm
+PACKAGES = ("torch", "transformers", "peft")
 REST = 0.5  # seconds between turns, in which the last side's threads go to sleep
 
 
@@ -194,18 +196,13 @@ def measure(case: Case, folder: Path, ours: Softprompt, rounds: int, steps: int,
 def machine(binary: Path) -> dict:
     info = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*: (.*)$", info, re.M)
-    code = "import torch, transformers, peft, json; print(json.dumps([m.__version__ for m in (torch, transformers, peft)]))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if found.returncode:
-        sys.exit(f"{sys.executable} cannot import torch, transformers and peft: {found.stderr.strip().splitlines()[-1]}")
-    torch, transformers, peft = json.loads(found.stdout)
     try:
         ours = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"{binary} does not run ({error}): build it with cargo build --release, or name another with --softprompt")
+        sys.exit(f"{binary} does not run ({getattr(error, 'strerror', None) or error}): build it with cargo build --release, or name another with --softprompt")
     return dict(cpu=model[1] if model else platform.machine(), cores=len(os.sched_getaffinity(0)),
-                memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), softprompt=ours, torch=torch,
-                transformers=transformers, peft=peft, python=platform.python_version())
+                memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), softprompt=ours,
+                python=platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES})
 
 
 def arguments() -> argparse.Namespace:
@@ -225,7 +222,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"{sys.executable} has no {', '.join(missing)}: pip install -r benches/peers/requirements.txt")
     all_cases = SMOKE if args.smoke else CASES
