@@ -19,7 +19,10 @@ fn smoke(out: &Path, binary: &str) -> Option<(Output, String)> {
         return None;
     }
     let mut command = Command::new(&python);
-    command.arg(script()).args(["--smoke", "--rounds", "1", "--threads", "1", "--softprompt", binary, "--out"]).arg(out);
+    command
+        .arg(script())
+        .args(["--smoke", "--rounds", "1", "--threads", "1", "--softprompt", binary, "--out"])
+        .arg(out);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Some((output, said))
