@@ -21,6 +21,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod plot;
+pub mod profile;
 pub mod prompt;
 pub mod step;
 pub mod storage;

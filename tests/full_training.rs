@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use softprompt::optim::{AdamWConfig, OptimizerConfig, WeightOptimizer};
 use softprompt::weights::Parameter;
 use softprompt::{Batch, DType, Device, Model, ModelOptions};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -118,6 +119,44 @@ fn a_model_written_back_is_the_model() {
     }
 }
 
+#[test]
+fn a_gguf_file_is_written_back_under_hugging_faces_names_and_in_its_order() {
+    for name in ["llama", "llama_mha"] {
+        let (folder, dir) = (golden(name), tempfile::tempdir().unwrap());
+        let (file, to) = (dir.path().join("model.gguf"), dir.path().join("written"));
+        common::gguf::write(&folder, &file);
+        let model = open(&file, DType::F32, true);
+        model.save_pretrained(&to).unwrap();
+        let (written, want) =
+            (Golden::read(&to.join("model.safetensors")), Golden::read(&folder.join("model.safetensors")));
+        let sorted = |file: &Golden| file.names().into_iter().collect::<BTreeSet<_>>();
+        assert_eq!(sorted(&written), sorted(&want));
+        for tensor in want.names() {
+            assert_eq!(written.numbers(&tensor), want.numbers(&tensor), "{name} {tensor}");
+        }
+        let loss = |path: &Path| {
+            let model = open(path, DType::F64, false);
+            model.loss(&model.prompt_from(0, &[]).unwrap(), &batch(&folder)).unwrap().mean
+        };
+        close(name, &[loss(&file), loss(&to)], &[loss(&folder); 2], 1e-7);
+        // Through a checkpoint, and back into the file's own order.
+        let rows = dir.path().join("rows.jsonl");
+        let row = json!({"input_ids": [1, 2, 3], "target_ids": [4]});
+        fs::write(&rows, format!("{row}\n{row}\n")).unwrap();
+        let go = |out: &str, more: &[&str]| {
+            let (model, rows, out) = (file.to_str().unwrap(), rows.to_str().unwrap(), dir.path().join(out));
+            let mut flags =
+                vec!["train", "--json", "--quiet", "--method", "full", "--model", model, "--train-file", rows];
+            flags.extend(["--output-dir", out.to_str().unwrap()]);
+            flags.extend(more);
+            result(&run(flags))["model_sha256"].clone()
+        };
+        let whole = go("whole", &["--max-steps", "3"]);
+        go("resumed", &["--max-steps", "1"]);
+        assert_eq!(go("resumed", &["--max-steps", "3", "--resume", "true"]), whole);
+    }
+}
+
 /// Runs `train` on the workplace's model.
 fn train(bench: &Bench, out: &str, more: &[&str]) -> Output {
     let (model, out) = (bench.at("model"), bench.at(out));
@@ -180,6 +219,34 @@ fn a_full_run_gives_the_same_bits_for_any_threads_policy_and_after_a_resume() {
     let more = flags(&["--max-steps", "7", "--resume", "true"]);
     let again = train(&bench, "whole", &more.iter().map(String::as_str).collect::<Vec<_>>());
     refused("a damaged checkpoint", &again, 4, &["optimizer.safetensors", "SHA-256"]);
+}
+
+#[test]
+fn a_run_recomputes_as_little_as_fits_or_is_refused_beforehand() {
+    let bench = Bench::new();
+    let rows = bench.at("rows.jsonl");
+    let go = |out: &str, more: &[&str]| {
+        let flags = [&["--train-file", &rows, "--max-steps", "1", "--num-virtual-tokens", "3"], more].concat();
+        train(&bench, out, &flags)
+    };
+    let whole = result(&go("whole", &[]));
+    let fits = result(&go("fits", &["--recompute", "auto", "--memory-limit", "1GiB"]));
+    assert_eq!((&fits["prompt_sha256"], &fits["peak_bytes"]), (&whole["prompt_sha256"], &whole["peak_bytes"]));
+    let limit = "200000";
+    refused(
+        "too little",
+        &go("little", &["--memory-limit", limit]),
+        3,
+        &["memory_limit", "a batch of", "--recompute auto"],
+    );
+    refused(
+        "nothing",
+        &go("nothing", &["--recompute", "auto", "--memory-limit", "1000"]),
+        3,
+        &["not even one example"],
+    );
+    refused("no limit", &go("no", &["--recompute", "auto"]), 3, &["memory_limit"]);
+    refused("no size", &go("no", &["--memory-limit", "much"]), 3, &["8GiB"]);
 }
 
 #[test]

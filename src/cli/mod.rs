@@ -13,6 +13,7 @@ mod import;
 mod inspect;
 mod kernels;
 mod options;
+mod profile;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};
@@ -87,6 +88,11 @@ const COMMANDS: &[Command] = &[
         "bench",
         bench::BenchArgs,
         "Time a training step by its parts, against this machine's limit, and its memory"
+    ),
+    derived!(
+        "profile",
+        profile::ProfileArgs,
+        "Report the memory of a training step by what it is held for, measured or predicted"
     ),
     derived!("doctor", doctor::DoctorArgs, "Report on this machine: devices, speed, caches"),
 ];

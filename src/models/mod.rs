@@ -90,6 +90,8 @@ pub struct Model {
     kind: save::Kind,
     tokenizer: Option<Tokenizer>,
     mapped_bytes: usize,
+    stored_bytes: usize,
+    weights: WeightStorage,
     fingerprint: String,
 }
 
@@ -158,7 +160,8 @@ impl Model {
         };
         // A GPU counts the weights it holds, and both do of those that are trained; on a CPU others are the mapped file.
         let is_mapped = matches!(loader.device, Device::Cpu(_)) && !options.trainable;
-        let mapped_bytes = if is_mapped { loader.mapped_bytes() } else { 0 };
+        let stored_bytes = loader.mapped_bytes();
+        let mapped_bytes = if is_mapped { stored_bytes } else { 0 };
         let device = loader.device;
         device.count_external(mapped_bytes, Kind::Weights);
         let (device, dtype) = (device.clone(), options.dtype);
@@ -177,6 +180,8 @@ impl Model {
             kind,
             tokenizer,
             mapped_bytes,
+            stored_bytes,
+            weights: options.weights,
             fingerprint,
         })
     }
@@ -253,6 +258,21 @@ impl Model {
     /// The weights that are trained, by their number; none of a frozen model.
     pub fn parameters(&self) -> &[Arc<Parameter>] {
         &self.parameters
+    }
+
+    /// Bytes of its tensors as they are stored, those that are tied once.
+    pub fn stored_bytes(&self) -> usize {
+        self.stored_bytes
+    }
+
+    /// How its weights are held.
+    pub fn weight_storage(&self) -> WeightStorage {
+        self.weights
+    }
+
+    /// Changes what is computed again in the backward pass; no bit of a result depends on it.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
     }
 
     /// What is computed again in the backward pass rather than kept.

@@ -1,9 +1,13 @@
 //! Pictures of numbers: plain functions from data to a self-contained SVG. No script, no font of their own, readable on
 //! light and on dark paper; every text that comes from outside is escaped.
 
+mod bars;
 mod lines;
+mod page;
 
+pub use bars::{Bar, StackedBars};
 pub use lines::{Lines, Series, column};
+pub use page::{Section, page};
 
 /// Width of every picture, in SVG units.
 const WIDTH: f64 = 760.0;
@@ -53,15 +57,20 @@ fn put(body: &mut String, element: std::fmt::Arguments<'_>) {
     *body += &format!("{element}\n");
 }
 
-/// The most characters of a text that are shown.
+/// The most characters of a text that are shown in a picture.
 const LONGEST: usize = 120;
 
-/// `text` as it may stand in XML, between tags and in attributes: special characters escaped, those that XML forbids
-/// replaced, what is too long to be read cut.
+/// `text` as it may stand in a picture.
 fn escaped(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len().min(4 * LONGEST));
+    escape(text, LONGEST)
+}
+
+/// `text` as it may stand in XML, between tags and in attributes: special characters escaped, those that XML forbids
+/// replaced, what is longer than `longest` characters cut.
+fn escape(text: &str, longest: usize) -> String {
+    let mut safe = String::with_capacity(text.len().min(4 * longest));
     for (index, c) in text.chars().enumerate() {
-        if index == LONGEST {
+        if index == longest {
             safe.push('…');
             break;
         }

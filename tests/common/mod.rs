@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod bench;
+pub mod gguf;
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
