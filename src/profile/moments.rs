@@ -278,11 +278,14 @@ impl<'a> Step<'a> {
             let recorded = self.forward(&Layer { recompute: Recompute::None, ..*layer }, true);
             let of_mlp = layer.recompute == Recompute::Mlp;
             let again = recorded.into_iter().skip(if of_mlp { 2 } else { 0 });
-            moments.extend(again.map(|(_, held)| ("backward: forward again", held + gradients(r * d * e))));
-            if layer.recompute == Recompute::Layer && b < rows {
-                // The whole input is held while the layer is walked back.
-                base = saved(rows * d * e);
-            }
+            // The first layer's whole input is held while the layer is walked back, but not where that is its MLP alone.
+            let input = if b < rows { rows * d * e } else { 0 };
+            moments.extend(again.map(|(_, mut held)| {
+                held.workspace -= input;
+                held.saved += if of_mlp { 0 } else { input };
+                ("backward: forward again", held + gradients(r * d * e))
+            }));
+            base = saved(if of_mlp { 0 } else { input });
         }
         let reached = self.reached(layer);
         let in_mlp = (g + 1) * f * d;

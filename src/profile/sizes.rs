@@ -39,11 +39,7 @@ impl Parameters {
         let layer = 2 * d * q + 2 * d * k + (g + 1) * d * f + vectors_of_layer;
         let head = given(!config.tie_word_embeddings, v * d);
         let positions = given(is_gpt2, config.max_position_embeddings as u128 * d);
-        Self {
-            total: v * d + head + positions + n * layer + norm,
-            layer,
-            vectors: n * vectors_of_layer + norm,
-        }
+        Self { total: v * d + head + positions + n * layer + norm, layer, vectors: n * vectors_of_layer + norm }
     }
 }
 
