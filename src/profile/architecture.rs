@@ -124,9 +124,10 @@ impl Architecture {
         }
     }
 
-    /// Whether `tests/profile.rs` holds predictions of such models against measurements.
-    pub fn is_checked(&self) -> bool {
-        matches!(self, Self::Causal(_))
+    /// Whether tests hold predictions of such steps against measurements: those of causal models on a CPU, and of prompts on
+    /// a GPU.
+    pub fn is_checked(&self, method: Method, on_gpu: bool) -> bool {
+        matches!(self, Self::Causal(_)) && (method == Method::Prompt || !on_gpu)
     }
 
     /// What a step needs.
