@@ -1,5 +1,6 @@
-// optimizer: one step of AdamW or Adafactor on the prompt, and the norm its gradient is clipped to. All of it is f32
-// [rows, cols], and every name below ends in _f32.
+// optimizer: one step of AdamW or Adafactor on the prompt, or of AdamW on a weight, and the norm gradients are clipped to.
+// All of it is f32 [rows, cols], and every name below ends in _f32; weights' gradients may be bf16, so gradient_norm also
+// is there with _bf16.
 //
 //   gradient_norm          partial sums of g²
 //   gradient_norm_finish   norm = √Σ g², factor = min(1, most / (norm + 10⁻⁶)), or 1 where the norm is not finite: one
@@ -68,8 +69,25 @@ DEVICE double total(const double* __restrict__ partial, int partials) {
   return block_sum(sum);
 }
 
+// 16 bytes a thread at a time.
+template <typename T> DEVICE void gradient_norm(const T* __restrict__ g, double* __restrict__ partial, long long count) {
+  double sum = 0.0;
+  const long long stride = static_cast<long long>(gridDim.x) * THREADS * WIDTH<T>;
+  for (long long i = global_thread() * WIDTH<T>; i < count; i += stride) {
+    float v[WIDTH<T>];
+    load_some(g + i, v, count - i);
+#pragma unroll
+    for (int k = 0; k < WIDTH<T>; k++) sum += static_cast<double>(v[k]) * static_cast<double>(v[k]);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
 KERNEL(gradient_norm_f32, 256)(const float* __restrict__ g, double* __restrict__ partial, long long count) {
-  sum_squares(count, partial, [=](long long i) { return static_cast<double>(g[i]); });
+  gradient_norm(g, partial, count);
+}
+KERNEL(gradient_norm_bf16, 256)(const bf16* __restrict__ g, double* __restrict__ partial, long long count) {
+  gradient_norm(g, partial, count);
 }
 
 KERNEL(gradient_norm_finish_f32, 256)(const double* __restrict__ partial, double* __restrict__ norm,
