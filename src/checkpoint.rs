@@ -5,6 +5,7 @@
 //! | file | what |
 //! |---|---|
 //! | `prompt.safetensors` | the prompt, readable by itself ([`PromptFile`]) |
+//! | `config.json`, `model.safetensors`, … | or, where weights are trained, the model, which can be opened by itself |
 //! | `optimizer.safetensors` | the optimizer's buffers |
 //! | `best.safetensors` | the prompt of the best evaluation so far, if there was one |
 //! | `state.json` | step, place in the data, best metric, history, fingerprints |
@@ -49,8 +50,8 @@ pub struct Best {
     pub value: f64,
     /// The step it was reached at.
     pub step: u64,
-    /// The prompt that reached it.
-    pub prompt: PromptFile,
+    /// The prompt that reached it; none where weights are trained, which are too large to be kept twice.
+    pub prompt: Option<PromptFile>,
 }
 
 /// A run's state after `step` steps. Every float comes back with the bits it had.
@@ -60,9 +61,9 @@ pub struct Checkpoint {
     pub step: u64,
     /// The place in the data, in the words of whoever feeds it.
     pub cursor: Value,
-    /// The prompt, in the element type it is trained in.
-    pub prompt: PromptFile,
-    /// The optimizer's named buffers.
+    /// The prompt, in the element type it is trained in; none where weights are trained.
+    pub prompt: Option<PromptFile>,
+    /// The optimizer's named buffers; none where weights are trained.
     pub optimizer: Vec<(String, Values)>,
     /// The best evaluation so far, if there was one.
     pub best: Option<Best>,
@@ -85,7 +86,7 @@ struct State {
     evals_without_gain: u64,
     history: Value,
     fingerprints: Fingerprints,
-    prompt_sha256: String,
+    prompt_sha256: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,20 +104,31 @@ impl Checkpoint {
     /// `Io` where the system refuses (nothing is left behind, an older checkpoint stays); `Op` where two optimizer buffers
     /// share a name.
     pub fn save(&self, run_dir: impl AsRef<Path>) -> Result<PathBuf> {
+        self.save_with(run_dir, |_| Ok(()))
+    }
+
+    /// [`Checkpoint::save`] with files besides, written by `others` into the directory that it is given.
+    ///
+    /// # Errors
+    /// As there, and those of `others`.
+    pub fn save_with(&self, run_dir: impl AsRef<Path>, others: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let dir = run_dir.as_ref().join(format!("{PREFIX}{}", self.step));
         let state = serde_json::to_vec_pretty(&self.state())
             .map_err(|e| Error::op("Checkpoint::save", "state that JSON can hold", e.to_string()))?;
-        let mut files = vec![(PROMPT_FILE, self.prompt.to_bytes()?), (OPTIMIZER_FILE, self.optimizer_bytes()?)];
-        if let Some(best) = &self.best {
-            files.push((BEST_FILE, best.prompt.to_bytes()?));
+        let mut files = Vec::new();
+        if let Some(prompt) = &self.prompt {
+            files.extend([(PROMPT_FILE, prompt.to_bytes()?), (OPTIMIZER_FILE, self.optimizer_bytes()?)]);
+        }
+        if let Some(best) = self.best.as_ref().and_then(|best| best.prompt.as_ref()) {
+            files.push((BEST_FILE, best.to_bytes()?));
         }
         files.push((STATE_FILE, state));
-        let sums: String = files.iter().map(|(name, bytes)| format!("{}  {name}\n", sha256_hex(bytes))).collect();
         storage::atomic_dir(&dir, |tmp| {
+            others(tmp)?;
             for (name, bytes) in &files {
                 storage::atomic_write(tmp.join(name), bytes)?;
             }
-            storage::atomic_write(tmp.join(SUMS_FILE), sums.as_bytes())
+            storage::atomic_write(tmp.join(SUMS_FILE), sums_of(tmp)?.as_bytes())
         })?;
         Ok(dir)
     }
@@ -130,35 +142,45 @@ impl Checkpoint {
         let sums = Sums::read(dir)?;
         let path = dir.join(STATE_FILE);
         let state = parse_state(&sums.verified(STATE_FILE)?).map_err(|e| e.in_file(&path))?;
-        let prompt = sums.verified_prompt(PROMPT_FILE)?;
-        if prompt.hash() != state.prompt_sha256 {
-            let got = format!("the prompt of another checkpoint, {}", prompt.hash());
-            return Err(Error::input(Place::file(dir), format!("the prompt {}", state.prompt_sha256), got));
+        let (mut prompt, mut optimizer) = (None, Vec::new());
+        if let Some(want) = &state.prompt_sha256 {
+            let found = sums.verified_prompt(PROMPT_FILE)?;
+            if found.hash() != *want {
+                let got = format!("the prompt of another checkpoint, {}", found.hash());
+                return Err(Error::input(Place::file(dir), format!("the prompt {want}"), got));
+            }
+            let file = dir.join(OPTIMIZER_FILE);
+            let held = TensorFile::from_bytes(&sums.verified(OPTIMIZER_FILE)?).map_err(|e| e.in_file(&file))?;
+            if let Some(name) = held.others.first() {
+                return Err(Error::input(Place::file(file).of(name), "f32 or f64 values", "another type"));
+            }
+            (prompt, optimizer) = (Some(found), held.tensors.into_iter().map(|t| (t.name, t.values)).collect());
+        } else {
+            sums.verify_others()?;
         }
-        let optimizer =
-            TensorFile::from_bytes(&sums.verified(OPTIMIZER_FILE)?).map_err(|e| e.in_file(dir.join(OPTIMIZER_FILE)))?;
-        if let Some(name) = optimizer.others.first() {
-            let place = Place::file(dir.join(OPTIMIZER_FILE)).of(name);
-            return Err(Error::input(place, "f32 or f64 values", "another type"));
-        }
+        let best = |best: BestState| {
+            let prompt = prompt.is_some().then(|| sums.verified_prompt(BEST_FILE)).transpose()?;
+            best.into_best(&path, prompt)
+        };
         Ok(Self {
             step: state.step,
             cursor: state.cursor,
+            optimizer,
+            best: state.best.map(best).transpose()?,
             prompt,
-            optimizer: optimizer.tensors.into_iter().map(|t| (t.name, t.values)).collect(),
-            best: state.best.map(|b| b.into_best(&path, sums.verified_prompt(BEST_FILE)?)).transpose()?,
             evals_without_gain: state.evals_without_gain,
             history: state.history,
             fingerprints: state.fingerprints,
         })
     }
 
-    /// Checks that a run of `now`, with a prompt of `[rows, cols]`, may go on from here.
+    /// Checks that a run of `now`, with a prompt of `[rows, cols]` or none, may go on from here.
     ///
     /// # Errors
     /// `Input` naming what changed.
-    pub fn expect(&self, now: &Fingerprints, rows: usize, cols: usize) -> Result<()> {
-        let place = || Place { path: self.prompt.source().map(Path::to_path_buf), ..Place::default() };
+    pub fn expect(&self, now: &Fingerprints, prompt: Option<(usize, usize)>) -> Result<()> {
+        let source = self.prompt.as_ref().and_then(PromptFile::source);
+        let place = || Place { path: source.map(Path::to_path_buf), ..Place::default() };
         let then = &self.fingerprints;
         for (what, then, now, hint) in [
             ("model", &then.model, &now.model, "resume with the model that the run began with"),
@@ -171,10 +193,13 @@ impl Checkpoint {
                     .hint(format!("{hint}, or start a new run")));
             }
         }
-        if (self.prompt.rows, self.prompt.cols) != (rows, cols) {
-            let got = format!("a run of {rows} x {cols}");
-            let expected = format!("a prompt of {} x {}, as in the checkpoint", self.prompt.rows, self.prompt.cols);
-            return Err(Error::input(place(), expected, got));
+        let then = self.prompt.as_ref().map(|prompt| (prompt.rows, prompt.cols));
+        if then != prompt {
+            let words = |shape: Option<(usize, usize)>| match shape {
+                Some((rows, cols)) => format!("a prompt of {rows} x {cols}"),
+                None => "trained weights".to_string(),
+            };
+            return Err(Error::input(place(), format!("{}, as in the checkpoint", words(then)), words(prompt)));
         }
         Ok(())
     }
@@ -192,7 +217,7 @@ impl Checkpoint {
             evals_without_gain: self.evals_without_gain,
             history: self.history.clone(),
             fingerprints: self.fingerprints.clone(),
-            prompt_sha256: self.prompt.hash(),
+            prompt_sha256: self.prompt.as_ref().map(PromptFile::hash),
         }
     }
 
@@ -208,7 +233,7 @@ impl Checkpoint {
 }
 
 impl BestState {
-    fn into_best(self, path: &Path, prompt: PromptFile) -> Result<Best> {
+    fn into_best(self, path: &Path, prompt: Option<PromptFile>) -> Result<Best> {
         let value = self.value.parse().map_err(|_| {
             Error::input(Place::file(path).of("best.value"), "a number in quotes", format!("\"{}\"", self.value))
         })?;
@@ -271,6 +296,15 @@ pub fn prune(run_dir: impl AsRef<Path>, keep: usize, step: u64) -> Result<()> {
     if run_dir.is_dir() { storage::remove_leftovers(run_dir, PREFIX) } else { Ok(()) }
 }
 
+/// `SHA256SUMS` for all files of a directory.
+fn sums_of(dir: &Path) -> Result<String> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let entries = entries.map_err(|error| Error::io(dir, "list", error))?;
+    let mut names: Vec<String> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names.iter().map(|name| Ok(format!("{}  {name}\n", storage::file_sha256(&dir.join(name))?))).collect()
+}
+
 /// The hashes that `SHA256SUMS` gives the files of a checkpoint.
 struct Sums<'a> {
     dir: &'a Path,
@@ -291,10 +325,6 @@ impl<'a> Sums<'a> {
 
     /// The bytes of file `name`, if they have the hash that they should.
     fn verified(&self, name: &str) -> Result<Vec<u8>> {
-        let damaged = |path: &Path, expected: String, got: String| {
-            Error::input(Place::file(path), expected, got)
-                .hint("the file is truncated or was edited; resume from another checkpoint")
-        };
         let line = self.text.lines().find_map(|line| line.strip_suffix(name)?.strip_suffix("  "));
         let want = line.ok_or_else(|| damaged(&self.path, format!("a line for {name}"), "none".to_string()))?;
         let path = self.dir.join(name);
@@ -303,10 +333,35 @@ impl<'a> Sums<'a> {
         if want == got { Ok(bytes) } else { Err(damaged(&path, format!("SHA-256 {want}"), got)) }
     }
 
+    /// Checks all files, without holding them.
+    fn verify_others(&self) -> Result<()> {
+        for line in self.text.lines() {
+            let (want, name) = line.split_once("  ").filter(|(_, name)| is_plain(name)).ok_or_else(|| {
+                damaged(&self.path, "lines of a hash and a file's name".to_string(), format!("{line:?}"))
+            })?;
+            let path = self.dir.join(name);
+            let got = storage::file_sha256(&path)?;
+            if want != got {
+                return Err(damaged(&path, format!("SHA-256 {want}"), got));
+            }
+        }
+        Ok(())
+    }
+
     fn verified_prompt(&self, name: &str) -> Result<PromptFile> {
         drop(self.verified(name)?); // the prompt's own reader checks the rest
         PromptFile::read(self.dir.join(name))
     }
+}
+
+fn damaged(path: &Path, expected: String, got: String) -> Error {
+    Error::input(Place::file(path), expected, got)
+        .hint("the file is truncated or was edited; resume from another checkpoint")
+}
+
+/// Whether a name is that of a file in the directory itself.
+fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|file| file == name)
 }
 
 fn parse_state(bytes: &[u8]) -> Result<State> {

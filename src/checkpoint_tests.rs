@@ -28,9 +28,9 @@ fn at(step: u64) -> Checkpoint {
     Checkpoint {
         step,
         cursor: json!({"epoch": 3, "index": u64::MAX}),
-        prompt: PromptFile::new(2, 3, values, BTreeMap::from([("seed".into(), "5".into())])).unwrap(),
+        prompt: Some(PromptFile::new(2, 3, values, BTreeMap::from([("seed".into(), "5".into())])).unwrap()),
         optimizer: optimizer.state().unwrap(),
-        best: Some(Best { metric: "accuracy".into(), value: 0.1 + 0.2, step: 1, prompt: best }),
+        best: Some(Best { metric: "accuracy".into(), value: 0.1 + 0.2, step: 1, prompt: Some(best) }),
         evals_without_gain: 2,
         history: json!([1.0 / 3.0, 5e-324, 1.797_693_134_862_315_7e308, 0.100_000_000_000_000_02]),
         fingerprints: fingerprints(),
@@ -49,19 +49,22 @@ fn a_checkpoint_comes_back_bit_for_bit() {
     let path = saved.save(dir.path()).unwrap();
     assert_eq!(path, dir.path().join("checkpoint-40"));
     let loaded = Checkpoint::load(&path).unwrap();
-    assert_eq!(loaded.prompt.values.to_le_bytes(), saved.prompt.values.to_le_bytes());
-    assert_eq!(loaded.prompt.meta["seed"], "5");
+    assert_eq!(
+        loaded.prompt.as_ref().unwrap().values.to_le_bytes(),
+        saved.prompt.as_ref().unwrap().values.to_le_bytes()
+    );
+    assert_eq!(loaded.prompt.as_ref().unwrap().meta["seed"], "5");
     assert_eq!(sorted(loaded.optimizer.clone()), sorted(saved.optimizer.clone()));
     assert_eq!((&loaded.cursor, &loaded.history), (&saved.cursor, &saved.history));
     let (found, best) = (loaded.best.as_ref().unwrap(), saved.best.as_ref().unwrap());
     assert_eq!((&found.metric, found.value, found.step), (&best.metric, best.value, best.step));
-    assert_eq!(found.prompt.hash(), best.prompt.hash());
+    assert_eq!(found.prompt.as_ref().unwrap().hash(), best.prompt.as_ref().unwrap().hash());
     assert_eq!((loaded.step, loaded.evals_without_gain, &loaded.fingerprints), (40, 2, &saved.fingerprints));
     let mut optimizer = fresh_optimizer(&matrix(&[0.0; 6]));
     optimizer.load_state(&loaded.optimizer).unwrap();
     assert_eq!(optimizer.state().unwrap(), saved.optimizer);
     // A checkpoint is a prompt as well.
-    assert_eq!(PromptFile::read(&path).unwrap().hash(), saved.prompt.hash());
+    assert_eq!(PromptFile::read(&path).unwrap().hash(), saved.prompt.as_ref().unwrap().hash());
     // A checkpoint saved twice has the same bytes.
     let sums = fs::read(path.join(SUMS_FILE)).unwrap();
     loaded.save(dir.path()).unwrap();
@@ -133,18 +136,18 @@ fn files_that_contradict_each_other_are_refused() {
 #[test]
 fn what_changed_since_is_named() {
     let checkpoint = at(5);
-    checkpoint.expect(&fingerprints(), 2, 3).unwrap();
+    checkpoint.expect(&fingerprints(), Some((2, 3))).unwrap();
     let now = fingerprints;
     for (now, part) in [
         (Fingerprints { config: "c1".into(), ..now() }, "another configuration, c1"),
         (Fingerprints { model: "m1".into(), ..now() }, "another model, m1"),
         (Fingerprints { data: "d1".into(), ..now() }, "another data, d1"),
     ] {
-        let error = checkpoint.expect(&now, 2, 3).unwrap_err();
+        let error = checkpoint.expect(&now, Some((2, 3))).unwrap_err();
         assert_eq!(error.exit_code(), 4);
         assert!(error.to_string().contains(part) && error.to_string().contains("resume with"), "{error}");
     }
-    let error = checkpoint.expect(&now(), 2, 4).unwrap_err();
+    let error = checkpoint.expect(&now(), Some((2, 4))).unwrap_err();
     assert!(error.to_string().contains("2 x 3") && error.to_string().contains("2 x 4"), "{error}");
 }
 

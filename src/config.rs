@@ -28,6 +28,8 @@ pub use layers::{OTHER_PREFIXES, OTHER_VARIABLES, Source, is_list};
 #[allow(missing_docs)]
 pub struct TrainConfig {
     pub model: PathBuf,
+    pub method: Method,
+    pub init_weights: Option<u64>,
     pub output_dir: PathBuf,
     pub train_file: PathBuf,
     pub eval_file: Option<PathBuf>,
@@ -72,8 +74,33 @@ pub struct TrainConfig {
     pub dtype: Precision,
     pub threads: Option<usize>,
     pub weights: Weights,
+    pub recompute: RecomputePolicy,
     pub resume: Resume,
     pub report_to: Vec<Report>,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// A prompt; the model is frozen.
+    Prompt,
+    /// Every weight, on the same rows as a prompt would be.
+    Full,
+    /// Every weight, to predict each next token of texts.
+    Pretrain,
+}
+
+/// What is computed again in the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecomputePolicy {
+    /// Nothing.
+    None,
+    /// MLPs.
+    Mlp,
+    /// Layers.
+    Layer,
 }
 
 /// Where the first prompt comes from.

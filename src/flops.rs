@@ -1,4 +1,5 @@
-//! The arithmetic of a step, counted: what the prompt's gradient needs and nothing else.
+//! The arithmetic of a step, counted: what the gradient needs and nothing else; what is computed a second time by choice is
+//! not counted.
 //!
 //! A product of `[m, k]` and `[k, n]` counts `2 m n k`. Symbols: L layers, width d, P prompt rows, N packed example rows,
 //! M = P + N, R scored rows.
@@ -28,6 +29,15 @@ impl Product {
 
 /// The products with frozen matrices of one forward and backward pass over `layout`.
 pub fn frozen_products(config: &ModelConfig, layout: &Layout) -> Vec<Product> {
+    products(config, layout, false)
+}
+
+/// The products with matrices that are trained: each with its input, and of the result's gradient with both.
+pub fn trained_products(config: &ModelConfig, layout: &Layout) -> Vec<Product> {
+    products(config, layout, true)
+}
+
+fn products(config: &ModelConfig, layout: &Layout, trained: bool) -> Vec<Product> {
     let (all, scored, prompt) = (layout.rows(), layout.scored_rows.len(), layout.total_prompt_rows());
     let layers = config.num_hidden_layers;
     let (width, inner) = (config.hidden_size, config.intermediate_size);
@@ -36,11 +46,14 @@ pub fn frozen_products(config: &ModelConfig, layout: &Layout) -> Vec<Product> {
     let mut products = Vec::new();
     for layer in 0..layers {
         let asking = if layer + 1 == layers { scored } else { all };
-        // The first layer's projections send gradient to the prompt's rows alone.
-        let (back, back_asking) = if layer == 0 { (prompt, asking.min(prompt)) } else { (all, asking) };
+        // The first layer's projections send gradient to the prompt's rows alone, unless all rows are trained.
+        let (back, back_asking) = if layer == 0 && !trained { (prompt, asking.min(prompt)) } else { (all, asking) };
         let mut both = |forward, backward, outputs, inputs, count| {
             products.push(Product { m: forward, n: outputs, k: inputs, count });
             products.push(Product { m: backward, n: inputs, k: outputs, count });
+            if trained {
+                products.push(Product { m: outputs, n: inputs, k: forward, count });
+            }
         };
         both(asking, back_asking, queries, width, 1);
         both(all, back, keys, width, 2);
@@ -50,6 +63,9 @@ pub fn frozen_products(config: &ModelConfig, layout: &Layout) -> Vec<Product> {
     }
     products.push(Product { m: scored, n: config.vocab_size, k: width, count: 1 });
     products.push(Product { m: scored, n: width, k: config.vocab_size, count: 1 });
+    if trained {
+        products.push(Product { m: config.vocab_size, n: width, k: scored, count: 1 });
+    }
     merge(products)
 }
 

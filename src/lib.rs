@@ -1,6 +1,7 @@
 //! Soft prompt tuning of frozen language models: only the work the prompt's gradient needs.
 
 pub mod account;
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
@@ -19,6 +20,8 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod plot;
+pub mod profile;
 pub mod prompt;
 pub mod step;
 pub mod storage;

@@ -101,6 +101,20 @@ pub struct LossAndWeightGrads {
     pub grads: Vec<Tensor>,
 }
 
+/// A part of a step, in the order in which they end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The batch is laid out.
+    Layout,
+    /// The loss is computed.
+    Forward,
+    /// So is the gradient.
+    Backward,
+}
+
+/// Hears of the end of each part of a step; on a GPU of when it has been asked for, not of when it is done.
+pub(crate) type Watch<'a> = &'a mut (dyn FnMut(Part) + Send);
+
 /// The end of a forward pass, on the device.
 struct Scored {
     loss: Var,
@@ -128,7 +142,9 @@ impl Model {
     /// [`Error::Input`] if prompt or tokens do not fit the model, or there is nothing to predict a label from.
     pub fn loss(&self, prompt: &Tensor, batch: &Batch) -> Result<Loss> {
         let prompt = Var::constant(prompt.clone());
-        let scored = self.device().repeat(|| self.forward(&mut Tape::new(), &prompt, batch, batch.label_tokens()))?;
+        let scored = self
+            .device()
+            .repeat(|| self.forward(&mut Tape::new(), &prompt, batch, batch.label_tokens(), &mut |_| ()))?;
         scored.read(batch)
     }
 
@@ -151,14 +167,26 @@ impl Model {
         batch: &Batch,
         all_label_tokens: usize,
     ) -> Result<LossAndGrad> {
+        self.loss_and_grad_watched(prompt, batch, all_label_tokens, &mut |_| ())
+    }
+
+    /// [`Model::loss_and_grad_of_part`] for those who want to know how long its parts take.
+    pub(crate) fn loss_and_grad_watched(
+        &self,
+        prompt: &Tensor,
+        batch: &Batch,
+        all_label_tokens: usize,
+        watch: Watch<'_>,
+    ) -> Result<LossAndGrad> {
         if prompt.rows() == 0 {
             return Err(Error::input(Place::item("prompt"), "at least one row to train", "none"));
         }
         let mut tape = Tape::new();
         let leaf = tape.leaf(prompt.clone());
         let (scored, grad) = self.device().repeat(|| {
-            let scored = self.forward(&mut tape, &leaf, batch, all_label_tokens)?;
+            let scored = self.forward(&mut tape, &leaf, batch, all_label_tokens, &mut *watch)?;
             let grad = tape.backward(&scored.loss, &leaf)?;
+            watch(Part::Backward);
             Ok((scored, grad))
         })?;
         // A GPU is waited for here and nowhere before.
@@ -186,6 +214,17 @@ impl Model {
         all_label_tokens: usize,
         earlier: Vec<Tensor>,
     ) -> Result<LossAndWeightGrads> {
+        self.loss_and_weight_grads_watched(batch, all_label_tokens, earlier, &mut |_| ())
+    }
+
+    /// [`Model::loss_and_weight_grads_of_part`] for those who want to know how long its parts take.
+    pub(crate) fn loss_and_weight_grads_watched(
+        &self,
+        batch: &Batch,
+        all_label_tokens: usize,
+        earlier: Vec<Tensor>,
+        watch: Watch<'_>,
+    ) -> Result<LossAndWeightGrads> {
         let parameters = self.parameters();
         if parameters.is_empty() {
             return Err(Error::input(Place::file(self.path()), "a model opened as trainable", "a frozen one"));
@@ -197,7 +236,7 @@ impl Model {
         let mut tape = Tape::new();
         let prompt = Var::constant(self.prompt_from(0, &[])?);
         let (scored, grads) = self.device().repeat(|| {
-            let scored = self.forward(&mut tape, &prompt, batch, all_label_tokens)?;
+            let scored = self.forward(&mut tape, &prompt, batch, all_label_tokens, &mut *watch)?;
             let mut found = tape.backward_to_parameters(&scored.loss, earlier.into_iter().enumerate().collect())?;
             let grads = parameters.iter().map(|parameter| {
                 found.remove(&parameter.id()).unwrap_or_else(|| {
@@ -205,12 +244,21 @@ impl Model {
                     Tensor::zeros(self.device(), value.rows(), value.cols(), value.dtype(), Kind::Gradients)
                 })
             });
-            Ok((scored, grads.collect()))
+            let grads = grads.collect();
+            watch(Part::Backward);
+            Ok((scored, grads))
         })?;
         Ok(LossAndWeightGrads { loss: scored.read(batch)?, grads })
     }
 
-    fn forward(&self, tape: &mut Tape, prompt: &Var, batch: &Batch, divisor: usize) -> Result<Scored> {
+    fn forward(
+        &self,
+        tape: &mut Tape,
+        prompt: &Var,
+        batch: &Batch,
+        divisor: usize,
+        watch: Watch<'_>,
+    ) -> Result<Scored> {
         let width = self.config().hidden_size;
         let value = prompt.tensor();
         if value.cols() != width || value.dtype() != self.prompt_dtype() {
@@ -219,9 +267,11 @@ impl Model {
                 .hint(format!("this prompt is not for {}", self.name())));
         }
         let layout = batch.layout(value.rows())?;
+        watch(Part::Layout);
         let scale = vec![1.0 / divisor.max(1) as f64; layout.labels.len()];
         let hidden = self.hidden(tape, prompt, &layout, None)?;
         let CrossEntropy { loss, nll } = self.cross_entropy(tape, &hidden, &layout, &scale)?;
+        watch(Part::Forward);
         Ok(Scored { loss, nll, example_of: layout.sequence_of })
     }
 

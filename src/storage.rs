@@ -6,6 +6,7 @@
 //! steps aside to [`aside_name`] for an instant. [`existing_dir`] finds it there.
 
 use crate::error::{Error, Place, Result};
+use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -60,6 +61,31 @@ pub fn atomic_write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     fs::rename(&temporary.path, path).map_err(|e| Error::io(path, "rename into place", e))?;
     temporary.keep();
     sync_dir(&parent)
+}
+
+/// Whether [`atomic_write`] may write `path`, as far as that can be told beforehand: for work that takes long until there is
+/// something to write. Leaves nothing behind.
+///
+/// # Errors
+/// `Io` for whatever the system refuses; `Usage` where `path` ends in no name.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = &resolve_link(path.as_ref());
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            return Err(Error::io(path, "write", io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        Ok(meta) if !meta.is_file() => return Ok(()),
+        _ => {}
+    }
+    let name = file_name(path)?;
+    // Parents that are missing will be made in the nearest one that is there.
+    let folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    });
+    let folder = folders.into_iter().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    let probe = Temporary::beside(&folder.join(name))?;
+    write_new(&probe.path, b"").map_err(|e| Error::io(path, "write", e))
 }
 
 /// Replaces the directory `path` by what `fill` writes into the fresh directory it is given, all or nothing; missing
@@ -120,6 +146,18 @@ pub fn recover_dir(path: impl AsRef<Path>) -> Result<()> {
         return fs::remove_dir_all(&aside).map_err(|e| Error::io(&aside, "remove", e));
     }
     fs::rename(&aside, path).map_err(|e| Error::io(path, "rename into place", e))
+}
+
+/// SHA-256 of a file, in lower-case hex, read a little at a time.
+///
+/// # Errors
+/// `Io` where the system refuses.
+pub fn file_sha256(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let mut hash = Sha256::new();
+    let mut file = fs::File::open(path).map_err(|e| Error::io(path, "read", e))?;
+    io::copy(&mut file, &mut hash).map_err(|e| Error::io(path, "read", e))?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Removes temporary files and directories in `dir`, of names beginning with `prefix`, that processes which were

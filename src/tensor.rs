@@ -265,6 +265,14 @@ impl Tensor {
         Ok(values)
     }
 
+    /// Copies all elements out as bytes; as many bytes must be given.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if there are more; [`Error::Device`] where a GPU fails.
+    pub(crate) fn download(&self, bytes: &mut [u8]) -> Result<()> {
+        self.buffer.download(bytes)
+    }
+
     /// A matrix holding `values`, row after row, in their own type.
     ///
     /// # Errors

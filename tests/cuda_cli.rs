@@ -154,3 +154,27 @@ fn a_gpu_that_cannot_be_had_is_an_error_with_its_code() {
         refused("cuda", "f32", &[("PTXSIM_MEMORY", "20000")], 6, &["memory"]);
     }
 }
+
+#[test]
+fn a_step_on_a_gpu_is_timed_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    write_rows(&dir.path().join("rows.jsonl"), "llama");
+    let (model, rows) = (golden("llama"), dir.path().join("rows.jsonl"));
+    let bench = |device: &str| {
+        let flags = ["bench", "--json", model.to_str().unwrap(), "--data", rows.to_str().unwrap(), "--device", device];
+        let output = softprompt(&[&flags[..], &["--num-virtual-tokens", "6", "--steps", "2"]].concat(), &[]);
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let (cpu, gpu) = (bench("cpu"), bench("cuda"));
+    let loss = |found: &serde_json::Value| found["loss"].as_f64().unwrap();
+    close_absolute("loss", &[loss(&gpu)], &[loss(&cpu)], 1e-3 * loss(&cpu));
+    for key in ["phases", "gemm_gflops_per_second", "gemm_ratio"] {
+        assert!(gpu[key].is_null() && !cpu[key].is_null(), "{key}: {gpu}");
+    }
+    assert_eq!((gpu["seconds"].as_array().unwrap().len(), &gpu["flops"]), (2, &cpu["flops"]));
+    assert!(gpu["peak_bytes"]["weights"].as_u64().unwrap() > 0 && cpu["account"].is_null());
+    for account in gpu["account"].as_array().unwrap() {
+        assert!(account["least_seconds"].as_f64().unwrap() > 0.0 && account["launches"].as_u64().unwrap() > 0);
+    }
+}

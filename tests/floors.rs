@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// From the ground up; modules on one line know nothing of each other unless the line says so.
 const FLOORS: &[&[&str]] = &[
-    &["error", "dtype", "values"],
+    &["error", "dtype", "values", "plot"],
     &["storage", "device", "layout"],
     &["tensor", "tensorfile", "indices"],
     &["tape", "weights"],
@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["models"],
     &["step", "flops", "account", "prompt", "config"],
     &["checkpoint", "generate", "eval", "inspect"],
-    &["train"],
+    &["train", "bench", "profile"],
     &["cli"],
 ];
 

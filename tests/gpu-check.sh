@@ -49,12 +49,12 @@ prepare() {
   for name in libcuda.so libcuda.so.1; do cp "$deps/libptxsim_cuda.so" "$dir/standin/$name"; done
   for name in libcublasLt.so libcublasLt.so.12; do cp "$deps/libptxsim_cublaslt.so" "$dir/standin/$name"; done
 
-  cargo build --locked --profile "${GPU_CHECK_PROFILE:-release}" --bin softprompt --bench step --bench ops \
+  cargo build --locked --profile "${GPU_CHECK_PROFILE:-release}" --bin softprompt --bench ops \
     --message-format=json > "$dir/cargo.json"
   while read -r program; do
     case $(plain "$program") in
       softprompt) cp "$program" "$dir/softprompt" ;;
-      step | ops) cp "$program" "$dir/benches/$(plain "$program")" ;;
+      ops) cp "$program" "$dir/benches/ops" ;;
     esac
   done < <(executables < "$dir/cargo.json")
   rm "$dir/cargo.json"
@@ -128,16 +128,21 @@ check() {
   }
   if [[ ${1:-} == dry ]]; then
     # The smallest there is: the stand-in is slow.
-    bench "step smollm2-135m 1 1 2 f32" f32 ./benches/step smollm2-135m 1 1 2
+    bench "step smollm2-135m 1 1 2 f32" f32 ./softprompt bench --config smollm2-135m --num-virtual-tokens 1 \
+      --examples 1 --tokens 2 --device cuda --warm-up 3 --steps 3
     bench "ops add f32" f32 ./benches/ops --bench add --sample-count 1 --sample-size 1
   else
     local dtype shape
     for dtype in bf16 f32; do
-      for shape in "smollm2-135m 100 32 32" "smollm2-135m 100 32 128" "smollm2-135m 20 8 32" "gpt2 100 32 32" \
-        "qwen2.5-0.5b 100 32 32" "llama-3.2-1b 100 32 32"; do
-        # shellcheck disable=SC2086
-        bench "step $shape $dtype" $dtype ./benches/step $shape
-      done
+      while read -r shape prompt examples tokens; do
+        bench "step $shape $prompt $examples $tokens $dtype" $dtype ./softprompt bench --config "$shape" \
+          --num-virtual-tokens "$prompt" --examples "$examples" --tokens "$tokens" --device cuda --dtype $dtype
+      done <<< "smollm2-135m 100 32 32
+smollm2-135m 100 32 128
+smollm2-135m 20 8 32
+gpt2 100 32 32
+qwen2.5-0.5b 100 32 32
+llama-3.2-1b 100 32 32"
       bench "ops $dtype" $dtype ./benches/ops --bench
     done
   fi

@@ -18,6 +18,7 @@ const F64: ModelOptions = ModelOptions {
     weights: softprompt::WeightStorage::Mapped,
     recompute: softprompt::models::Recompute::None,
     trainable: false,
+    init_weights: None,
 };
 
 fn configs() -> Vec<ModelConfig> {

@@ -5,7 +5,7 @@ use super::{Terminal, printable};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::inspect::{Neighbour, neighbours};
-use crate::models::ModelConfig;
+use crate::models::{MODEL_FILE, ModelConfig};
 use crate::prompt::PromptFile;
 use crate::prompt::file::{PROMPT_FILE, is_prompt_tensor};
 use crate::storage;
@@ -92,14 +92,19 @@ fn describe_prompt(prompt: &PromptFile) -> (Value, String) {
 
 fn checkpoint(path: &Path) -> Result<(Value, String)> {
     let found = Checkpoint::load(path)?;
-    let (prompt, text) = describe_prompt(&found.prompt);
+    let (prompt, text) = match &found.prompt {
+        Some(prompt) => describe_prompt(prompt),
+        None => (Value::Null, format!("trained weights: inspect {}", path.join(MODEL_FILE).display())),
+    };
     let best = found.best.as_ref().map(|best| json!({"metric": best.metric, "value": best.value, "step": best.step}));
     let buffers: Vec<&str> = found.optimizer.iter().map(|(name, _)| name.as_str()).collect();
     let json = json!({
         "kind": "checkpoint", "step": found.step, "cursor": found.cursor, "best": best, "optimizer": buffers,
         "prompt": prompt,
     });
-    Ok((json, format!("checkpoint after step {}, optimizer buffers {}\n{text}", found.step, buffers.join(", "))))
+    let buffers =
+        if buffers.is_empty() { String::new() } else { format!(", optimizer buffers {}", buffers.join(", ")) };
+    Ok((json, format!("checkpoint after step {}{buffers}\n{text}", found.step)))
 }
 
 fn model(path: &Path) -> Result<(Value, String)> {

@@ -3,6 +3,7 @@
 //! Results go to stdout, progress and errors to stderr. The exit code is the error's group, see
 //! [`crate::Error::exit_code`].
 
+mod bench;
 mod doctor;
 mod eval;
 mod export;
@@ -12,6 +13,7 @@ mod import;
 mod inspect;
 mod kernels;
 mod options;
+mod profile;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};
@@ -82,6 +84,16 @@ const COMMANDS: &[Command] = &[
     ),
     derived!("export", export::ExportArgs, "Write a prompt in the form of another tool"),
     derived!("import", import::ImportArgs, "Turn a prompt of another tool into one of ours"),
+    derived!(
+        "bench",
+        bench::BenchArgs,
+        "Time a training step by its parts, against this machine's limit, and its memory"
+    ),
+    derived!(
+        "profile",
+        profile::ProfileArgs,
+        "Report the memory of a training step by what it is held for, measured or predicted"
+    ),
     derived!("doctor", doctor::DoctorArgs, "Report on this machine: devices, speed, caches"),
 ];
 
@@ -272,7 +284,7 @@ mod tests {
     fn every_command_says_what_it_does_and_not_what_its_flags_do() {
         for (entry, built) in COMMANDS.iter().zip(command().get_subcommands()) {
             let about = built.get_about().map(ToString::to_string).unwrap_or_default();
-            let verbs = ["Tune", "Score", "Continue", "Write", "Show", "Turn", "Report"];
+            let verbs = ["Tune", "Score", "Continue", "Write", "Show", "Turn", "Time", "Report"];
             assert!(verbs.iter().any(|verb| about.starts_with(verb)), "{}: {about}", entry.name);
             assert!(built.get_long_about().is_none(), "{}", entry.name);
         }

@@ -41,13 +41,16 @@ impl ComputeArgs {
         Device::named(&self.device, self.threads.map(usize::from))
     }
 
-    pub(crate) fn open(&self, model: &std::path::Path) -> Result<Model> {
-        let options = ModelOptions {
+    pub(crate) fn options(&self) -> ModelOptions {
+        ModelOptions {
             dtype: DType::named(&self.dtype).unwrap_or_default(),
             weights: WeightStorage::named(&self.weights).unwrap_or_default(),
             ..ModelOptions::default()
-        };
-        Model::open(model, &self.device()?, options)
+        }
+    }
+
+    pub(crate) fn open(&self, model: &std::path::Path) -> Result<Model> {
+        Model::open(model, &self.device()?, self.options())
     }
 }
 

@@ -3,14 +3,14 @@
 use super::Terminal;
 use super::eval::{Limits, generated};
 use super::options::{encoder, left_out, longest};
-use crate::config::{KEYS, Metric, Precision, PromptInit, TrainConfig, Weights, environment};
-use crate::data::{Dataset, TextEncoder};
+use crate::config::{KEYS, Method, Metric, Precision, PromptInit, RecomputePolicy, TrainConfig, Weights, environment};
+use crate::data::{Dataset, PackOptions, TextEncoder};
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use crate::eval::{Labels, Score, mean_loss, rank};
 use crate::metrics::{Normalise, exact_match_rate};
-use crate::models::{Model, ModelOptions, WeightStorage};
+use crate::models::{Model, ModelOptions, Recompute, WeightStorage};
 use crate::prompt::{Init, PromptFile, initial_prompt};
 use crate::tensor::Tensor;
 use crate::train::{Observer, StepReport, Summary, Training, dataset_hash, refuse_to_overwrite, train};
@@ -38,7 +38,7 @@ pub(super) fn command(command: clap::Command) -> clap::Command {
             .action(ArgAction::Append)
             .allow_hyphen_values(true)
     });
-    command.about("Tune a prompt").arg(config).args(flags)
+    command.about("Tune a prompt, or train a model's weights").arg(config).args(flags)
 }
 
 /// The flags as key and value; a repeated list flag is one list.
@@ -71,20 +71,37 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
         Precision::Bf16 => DType::BF16,
     };
     let weights = if config.weights == Weights::Widened { WeightStorage::Widened } else { WeightStorage::Mapped };
-    let model = Model::open(&config.model, &device, ModelOptions { dtype, weights, ..ModelOptions::default() })?;
+    let recompute = match config.recompute {
+        RecomputePolicy::None => Recompute::None,
+        RecomputePolicy::Mlp => Recompute::Mlp,
+        RecomputePolicy::Layer => Recompute::Layer,
+    };
+    let trainable = config.method != Method::Prompt;
+    let init_weights = config.init_weights;
+    let model =
+        Model::open(&config.model, &device, ModelOptions { dtype, weights, recompute, trainable, init_weights })?;
 
     let limit = model.config().max_position_embeddings;
-    if config.num_virtual_tokens >= limit {
+    let prompt_rows = if trainable { 0 } else { config.num_virtual_tokens };
+    if prompt_rows >= limit {
         let place = Place::item("num_virtual_tokens");
         let expected = format!("fewer than {limit}, the model's positions");
         return Err(Error::config(place, expected, config.num_virtual_tokens.to_string())
             .hint("prompt and text share the model's positions"));
     }
     let mut options = config.example_options(model.config().vocab_size)?;
-    options.max_length = longest(&model, config.num_virtual_tokens, Some(config.max_length));
-    let all = Dataset::load(&config.train_file, &options, encoder(&model))?;
+    options.max_length = longest(&model, prompt_rows, Some(config.max_length));
+    let load = |path: &Path| match config.method {
+        Method::Pretrain => {
+            let (template, max_length) = (options.template.clone(), options.max_length);
+            let pack = PackOptions { template, max_length, vocab_size: options.vocab_size };
+            device.run(|| Dataset::pack(path, &pack, model.require_tokenizer()?))
+        }
+        Method::Prompt | Method::Full => Dataset::load(path, &options, encoder(&model)),
+    };
+    let all = load(&config.train_file)?;
     let (train_set, held_out) = match &config.eval_file {
-        Some(path) => (all, Some(Dataset::load(path, &options, encoder(&model))?)),
+        Some(path) => (all, Some(load(path)?)),
         None if config.eval_fraction > 0.0 => {
             let (train_set, held_out) = all.split(config.eval_fraction, config.seed)?;
             (train_set, Some(held_out))
@@ -102,7 +119,10 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
         device.threads()
     ));
 
-    let initial = first_prompt(&config, &model, &train_set, &options)?;
+    let initial = match config.method {
+        Method::Prompt => first_prompt(&config, &model, &train_set, &options)?,
+        Method::Full | Method::Pretrain => Vec::new(),
+    };
     let mut evaluator = match &held_out {
         Some(held_out) => Some(Evaluation::new(&config, &model, held_out, &options)?),
         None => None,
@@ -126,7 +146,7 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
             terminal.note("interrupted; a checkpoint is saved: go on with --resume true");
         }
     })?;
-    finish(&summary, &device, &config.output_dir, start, terminal)
+    finish(&summary, config.method, &device, start, terminal)
 }
 
 fn first_prompt(
@@ -300,27 +320,32 @@ impl Observer for Watcher<'_> {
     }
 }
 
-fn finish(summary: &Summary, device: &Device, dir: &Path, start: Instant, terminal: &Terminal) -> Result<()> {
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+fn finish(summary: &Summary, method: Method, device: &Device, start: Instant, terminal: &Terminal) -> Result<()> {
     let memory = device.memory();
     let peak: serde_json::Map<_, _> =
         Kind::ALL.iter().map(|&kind| (kind.name().to_string(), json!(memory.at_peak(kind)))).collect();
     let best = summary.best.as_ref().map(|best| json!({"metric": best.metric, "value": best.value, "step": best.step}));
     let seconds = start.elapsed().as_secs_f64();
+    let what = if method == Method::Prompt { "prompt" } else { "model" };
     let json = json!({
         "steps": summary.steps, "ended": summary.ended, "loss": summary.last_loss, "best": best,
-        "best_prompt": summary.best_prompt.display().to_string(),
-        "final_prompt": summary.final_prompt.display().to_string(),
-        "prompt_sha256": summary.final_hash, "peak_bytes": memory.peak_total(), "peak_bytes_by_kind": peak,
+        format!("best_{what}"): summary.best_path.display().to_string(),
+        format!("final_{what}"): summary.final_path.display().to_string(),
+        format!("{what}_sha256"): summary.final_hash, "peak_bytes": memory.peak_total(), "peak_bytes_by_kind": peak,
         "seconds": seconds,
     });
     let best = summary.best.as_ref().map_or_else(
-        || "no held-out rows: the last prompt is the best".to_string(),
+        || format!("no held-out rows: the last {what} is the best"),
         |best| format!("best held-out {} {:.4} after step {}", best.metric, best.value, best.step),
     );
     let text = format!(
-        "{} steps in {seconds:.1} s; {best}\nprompt in {}, of the last step {}\npeak memory {:.0} MiB",
+        "{} steps in {seconds:.1} s; {best}\n{what} in {}, of the last step {}\npeak memory {:.0} MiB",
         summary.steps,
-        summary.best_prompt.parent().unwrap_or(dir).display(),
+        if method == Method::Prompt { parent(&summary.best_path) } else { &summary.best_path }.display(),
         &summary.final_hash[..16.min(summary.final_hash.len())],
         memory.peak_total() as f64 / f64::from(1 << 20),
     );

@@ -1,12 +1,13 @@
 //! Keys that contradict each other.
 
-use super::{Metric, PromptInit, Resolved};
+use super::{Method, Metric, Optim, PromptInit, Resolved, Source};
 use crate::device::Device;
 use crate::{Error, Result};
 
 /// Refuses combinations that cannot be meant, naming both keys.
 pub(super) fn check(resolved: &Resolved) -> Result<()> {
     check_device(resolved)?;
+    check_method(resolved)?;
     check_init(resolved)?;
     check_evaluation(resolved)?;
     check_steps(resolved)
@@ -19,6 +20,40 @@ fn check_device(resolved: &Resolved) -> Result<()> {
     }
     Err(Error::config(resolved.place("device"), "cpu, cuda or cuda:N", format!("{name:?}"))
         .hint("cuda:1 is the machine's second GPU"))
+}
+
+fn check_method(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    let method = match config.method {
+        Method::Prompt if config.init_weights.is_some() => {
+            return Err(Error::config(resolved.place("init_weights"), "method = full or pretrain beside it", "prompt")
+                .hint("a prompt for a model that knows nothing learns nothing: remove init_weights"));
+        }
+        Method::Prompt => return Ok(()),
+        Method::Full => "full",
+        Method::Pretrain => "pretrain",
+    };
+    // There is no prompt to be shaped.
+    let of_prompts = [
+        "num_virtual_tokens",
+        "prompt_tuning_init",
+        "prompt_tuning_init_text",
+        "prompt_init_file",
+        "init_top_k",
+        "init_range",
+    ];
+    if let Some(key) = of_prompts.into_iter().find(|key| !matches!(resolved.source(key), Source::Default)) {
+        return Err(Error::config(resolved.place(key), format!("method = prompt beside {key}"), method)
+            .hint(format!("{method} has no prompt: remove {key}")));
+    }
+    if config.optim != Optim::Adamw {
+        return Err(Error::config(resolved.place("optim"), format!("adamw for method = {method}"), "adafactor"));
+    }
+    if config.method == Method::Pretrain && config.metric_for_best_model != Metric::Loss {
+        return Err(Error::config(resolved.place("metric_for_best_model"), "loss for method = pretrain", "another")
+            .hint("texts have no labels"));
+    }
+    Ok(())
 }
 
 fn check_init(resolved: &Resolved) -> Result<()> {

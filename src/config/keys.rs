@@ -65,8 +65,8 @@ pub enum Fallback {
     Unset,
     /// This value, as a flag would write it.
     Value(&'static str),
-    /// A value that depends on another key: that key, and the value for each of its values.
-    By(&'static str, &'static [(&'static str, &'static str)]),
+    /// A value that depends on other keys: those keys, and cases; the first that is the value of one of them decides.
+    By(&'static [&'static str], &'static [(&'static str, &'static str)]),
 }
 
 const POSITIVE: Range =
@@ -88,15 +88,23 @@ use Kind::{Bool, Choice, Choices, Integer, Number, Path, Text, Texts};
 
 /// Every key, in the order of the saved file and of the help.
 pub const KEYS: &[Key] = &[
+    key("model", "PATH", Path, Required, "The model: a Hugging Face directory, a .gguf file, or a cached hub id"),
     key(
-        "model",
-        "PATH",
-        Path,
-        Required,
-        "The frozen model: a Hugging Face directory, a .gguf file, or a cached hub id",
+        "method",
+        "prompt|full|pretrain",
+        Choice(&["prompt", "full", "pretrain"]),
+        Is("prompt"),
+        "What is trained: prompt; full: every weight, on the same rows; pretrain: every weight, on texts",
+    ),
+    key(
+        "init_weights",
+        "SEED",
+        Integer(0, SEEDS),
+        Unset,
+        "Begin full or pretrain with fresh weights from this seed; of the model only configuration and tokenizer are read",
     ),
     key("output_dir", "DIR", Path, Required, "Where prompt, checkpoints, metrics and this configuration go"),
-    key("train_file", "FILE", Path, Required, "Training rows: .jsonl, .csv or .tsv"),
+    key("train_file", "FILE", Path, Required, "Training rows: .jsonl, .csv or .tsv; to pretrain, texts, also .txt"),
     key("eval_file", "FILE", Path, Unset, "Held-out rows, in the same form as train_file"),
     key(
         "eval_fraction",
@@ -120,7 +128,7 @@ pub const KEYS: &[Key] = &[
         "N",
         Integer(1, MANY),
         Is("512"),
-        "The most tokens of input and target together, prompt rows not counted",
+        "The most tokens of input and target together, prompt rows not counted; to pretrain, the tokens of an example",
     ),
     key(
         "on_long",
@@ -159,8 +167,8 @@ pub const KEYS: &[Key] = &[
         "learning_rate",
         "X",
         Number(POSITIVE),
-        By("optim", &[("adamw", "0.01"), ("adafactor", "0.3")]),
-        "The learning rate's peak; unset: 0.01 for adamw, 0.3 for adafactor",
+        By(&["method", "optim"], &[("full", "5e-5"), ("pretrain", "5e-4"), ("adamw", "0.01"), ("adafactor", "0.3")]),
+        "The learning rate's peak; unset: 0.01 for adamw, 0.3 for adafactor, 5e-5 for full, 5e-4 for pretrain",
     ),
     key("adam_beta1", "X", Number(BELOW_ONE), Is("0.9"), "AdamW's decay of the mean gradient"),
     key("adam_beta2", "X", Number(BELOW_ONE), Is("0.999"), "AdamW's decay of the mean squared gradient"),
@@ -169,7 +177,7 @@ pub const KEYS: &[Key] = &[
         "weight_decay",
         "X",
         Number(NOT_NEGATIVE),
-        By("optim", &[("adamw", "0"), ("adafactor", "1e-5")]),
+        By(&["optim"], &[("adamw", "0"), ("adafactor", "1e-5")]),
         "Decoupled weight decay; unset: 0 for adamw, 1e-5 for adafactor",
     ),
     key("adafactor_decay_rate", "X", Number(UP_TO_ONE), Is("0.8"), "Adafactor's exponent of the second moment's decay"),
@@ -234,6 +242,13 @@ pub const KEYS: &[Key] = &[
         Choice(&["mapped", "widened"]),
         Is("mapped"),
         "mapped reads weights from the file as they are stored; widened keeps a copy in dtype: faster, more memory",
+    ),
+    key(
+        "recompute",
+        "none|mlp|layer",
+        Choice(&["none", "mlp", "layer"]),
+        Is("none"),
+        "What is computed again in the backward pass rather than kept: less memory, more time",
     ),
     key(
         "resume",

@@ -169,9 +169,10 @@ impl Settings {
             let default = match key.fallback {
                 Fallback::Unset => None,
                 Fallback::Value(text) => Some(text),
-                Fallback::By(other, cases) => {
-                    let chosen = self.value(other).and_then(Value::as_str);
-                    cases.iter().find(|(case, _)| Some(*case) == chosen).map(|&(_, text)| text)
+                Fallback::By(others, cases) => {
+                    let is_chosen =
+                        |case| others.iter().any(|key| self.value(key).and_then(Value::as_str) == Some(case));
+                    cases.iter().find(|&&(case, _)| is_chosen(case)).map(|&(_, text)| text)
                 }
                 Fallback::Required => {
                     let hint =

@@ -109,17 +109,24 @@ fn the_table_and_the_struct_have_the_same_keys_in_the_same_order() {
         ("threads", "1"),
     ];
     let mut config = resolve("", &[], &flags).unwrap().config;
-    config.prompt_init_file = Some("f".into());
+    (config.prompt_init_file, config.init_weights) = (Some("f".into()), Some(1));
     let text = config.to_toml().unwrap();
     let written: Vec<&str> = text.lines().map(|line| line.split(" = ").next().unwrap()).collect();
     assert_eq!(written, KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
     for key in KEYS {
         assert!(!key.help.is_empty() && !key.value_name.is_empty(), "{}", key.name);
-        if let Fallback::By(other, cases) = key.fallback {
-            let Kind::Choice(words) = Key::find(other).unwrap().kind else { panic!("{other}") };
-            assert!(words.iter().eq(cases.iter().map(|(case, _)| case)), "{}", key.name);
-            let at = |name| KEYS.iter().position(|key| key.name == name);
-            assert!(at(other) < at(key.name), "{} is resolved before {other}", key.name);
+        if let Fallback::By(others, cases) = key.fallback {
+            let mut words = Vec::new();
+            for other in others {
+                let Kind::Choice(of_other) = Key::find(other).unwrap().kind else { panic!("{other}") };
+                words.extend(of_other);
+                let at = |name: &str| KEYS.iter().position(|key| key.name == name);
+                assert!(at(other) < at(key.name), "{} is resolved before {other}", key.name);
+            }
+            assert!(cases.iter().all(|(case, _)| words.contains(&case)), "{}", key.name);
+            // The last key's values are all there: one case always decides.
+            let Kind::Choice(last) = Key::find(others.last().unwrap()).unwrap().kind else { panic!() };
+            assert!(last.iter().all(|word| cases.iter().any(|(case, _)| case == word)), "{}", key.name);
         }
     }
 }

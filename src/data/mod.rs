@@ -13,6 +13,7 @@ mod example;
 mod hash;
 mod json;
 mod order;
+mod packed;
 mod records;
 mod split;
 mod template;
@@ -21,6 +22,7 @@ pub mod tokenizer;
 
 pub use example::{Dataset, Example, ExampleOptions, OnLong, Skipped};
 pub use order::{Batch, Batches, Cursor, EpochOrder};
+pub use packed::PackOptions;
 pub use records::{Record, RecordReader, read_records};
 pub use template::Template;
 pub use text::TextEncoder;

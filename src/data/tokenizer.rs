@@ -108,6 +108,19 @@ impl Tokenizer {
         }
     }
 
+    /// What `tokenizer.json` and `tokenizer_config.json` would hold; nothing for SentencePiece's merging by score, which the
+    /// first cannot describe.
+    pub fn to_json(&self) -> Option<(String, serde_json::Value)> {
+        let Engine::Library(engine) = &self.inner.engine else { return None };
+        let text = engine.to_string(true).ok()?;
+        let token = |id: Option<u32>| id.and_then(|id| self.token(id));
+        let settings = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": token(self.bos_id()),
+            "eos_token": token(self.eos_id()), "add_bos_token": self.adds_bos(), "add_eos_token": self.adds_eos(),
+        });
+        Some((text, settings))
+    }
+
     fn new(path: &Path, engine: Engine, settings: Settings) -> Result<Self> {
         let (vocab_size, special) = contained(path, "a vocabulary", || {
             let vocabulary: HashMap<String, u32> = with_engine!(&engine, e => e.get_vocab(true));

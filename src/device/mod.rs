@@ -11,6 +11,7 @@ pub(crate) mod kernels;
 mod memory;
 mod on_device;
 mod pool;
+mod resident;
 
 pub use buffer::Buffer;
 pub use cpu::CpuDevice;
@@ -19,6 +20,7 @@ pub(crate) use cuda::{Arg, Grid, Kernel, Layout, Operand, Operation, Pointers};
 pub use cuda::{CudaDevice, CudaOptions, CudaProperties, Matmul};
 pub use memory::{Kind, MemoryReport};
 pub(crate) use on_device::OnDevice;
+pub use resident::{available_memory, peak_rss, reset_peak_rss};
 
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};

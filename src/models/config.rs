@@ -114,18 +114,25 @@ impl ModelConfig {
             Some(metadata) => (from_gguf(metadata, weights)?, metadata.path().to_path_buf()),
             None => {
                 let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-                let file = directory.join("config.json");
-                let text = std::fs::read(&file).map_err(|error| Error::io(&file, "read", error))?;
-                let value: Value = serde_json::from_slice(&text).map_err(|error| {
-                    Error::input(Place::file(&file).at_line(error.line() as u64), "valid JSON", error.to_string())
-                })?;
-                let Value::Object(map) = value else {
-                    return Err(Error::input(Place::file(&file), "a JSON object", "something else"));
-                };
-                (HuggingFace { file: file.clone(), map }.read()?, file)
+                return Self::read_json(&directory.join("config.json"));
             }
         };
         config.check(&file)
+    }
+
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::read`].
+    pub fn read_json(file: &Path) -> Result<Self> {
+        let text = std::fs::read(file).map_err(|error| Error::io(file, "read", error))?;
+        let value: Value = serde_json::from_slice(&text).map_err(|error| {
+            Error::input(Place::file(file).at_line(error.line() as u64), "valid JSON", error.to_string())
+        })?;
+        let Value::Object(map) = value else {
+            return Err(Error::input(Place::file(file), "a JSON object", "something else"));
+        };
+        HuggingFace { file: file.to_path_buf(), map }.read()?.check(file)
     }
 
     fn check(self, path: &Path) -> Result<Self> {

@@ -9,7 +9,35 @@ use crate::ops::Pairing;
 use crate::weights::{Matrix, Orientation};
 use std::sync::Arc;
 
-/// Tensor names: Hugging Face's and GGUF's.
+/// The parts of a layer: Hugging Face's names and GGUF's.
+const PARTS: [(&str, &str); 9] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// What Hugging Face calls a tensor that GGUF calls `name`.
+pub(super) fn hugging_face_name(name: &str) -> Option<String> {
+    Some(match name {
+        "token_embd.weight" => "model.embed_tokens.weight".to_string(),
+        "output_norm.weight" => "model.norm.weight".to_string(),
+        "output.weight" => "lm_head.weight".to_string(),
+        _ => {
+            let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+            let (part, suffix) = part.rsplit_once('.')?;
+            let (name, _) = PARTS.iter().find(|(_, gguf)| *gguf == part)?;
+            format!("model.layers.{layer}.{name}.{suffix}")
+        }
+    })
+}
+
+/// Tensor names: Hugging Face's or GGUF's.
 struct Names {
     embedding: String,
     norm: String,
@@ -40,8 +68,9 @@ impl Names {
         }
     }
 
-    fn of(&self, layer: usize, hugging_face: &str, gguf: &str) -> String {
-        format!("{}.{layer}.{}", self.layers, if self.gguf { gguf } else { hugging_face })
+    fn of(&self, layer: usize, part: &str) -> String {
+        let gguf = PARTS.iter().find(|(name, _)| self.gguf && *name == part).map(|(_, gguf)| *gguf);
+        format!("{}.{layer}.{}", self.layers, gguf.unwrap_or(part))
     }
 }
 
@@ -76,22 +105,22 @@ pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder
 fn layer(loader: &Loader<'_>, config: &ModelConfig, names: &Names, index: usize) -> Result<Layer> {
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let linear = |name: &str, gguf: &str, outputs, inputs, has_bias| {
-        loader.linear(&names.of(index, name, gguf), outputs, inputs, Orientation::RowPerOutput, has_bias)
+    let linear = |name: &str, outputs, inputs, has_bias| {
+        loader.linear(&names.of(index, name), outputs, inputs, Orientation::RowPerOutput, has_bias)
     };
-    let norm = |name: &str, gguf: &str| {
-        let name = format!("{}.weight", names.of(index, name, gguf));
+    let norm = |name: &str| {
+        let name = format!("{}.weight", names.of(index, name));
         loader.rms_norm(&name, width, config.norm_epsilon)
     };
     Ok(Layer {
-        attention_norm: norm("input_layernorm", "attn_norm")?,
-        query: linear("self_attn.q_proj", "attn_q", queries, width, config.qkv_bias)?,
-        key: linear("self_attn.k_proj", "attn_k", keys, width, config.qkv_bias)?,
-        value: linear("self_attn.v_proj", "attn_v", keys, width, config.qkv_bias)?,
-        output: linear("self_attn.o_proj", "attn_output", width, queries, config.output_bias)?,
-        mlp_norm: norm("post_attention_layernorm", "ffn_norm")?,
-        gate: Some(linear("mlp.gate_proj", "ffn_gate", inner, width, config.mlp_bias)?),
-        up: linear("mlp.up_proj", "ffn_up", inner, width, config.mlp_bias)?,
-        down: linear("mlp.down_proj", "ffn_down", width, inner, config.mlp_bias)?,
+        attention_norm: norm("input_layernorm")?,
+        query: linear("self_attn.q_proj", queries, width, config.qkv_bias)?,
+        key: linear("self_attn.k_proj", keys, width, config.qkv_bias)?,
+        value: linear("self_attn.v_proj", keys, width, config.qkv_bias)?,
+        output: linear("self_attn.o_proj", width, queries, config.output_bias)?,
+        mlp_norm: norm("post_attention_layernorm")?,
+        gate: Some(linear("mlp.gate_proj", inner, width, config.mlp_bias)?),
+        up: linear("mlp.up_proj", inner, width, config.mlp_bias)?,
+        down: linear("mlp.down_proj", width, inner, config.mlp_bias)?,
     })
 }

@@ -24,6 +24,11 @@ pub(super) enum Origin<'a> {
         /// What the numbers derive from, together with the tensor's name.
         seed: u64,
     },
+    /// As [`Origin::Random`], as a model begins that is to be trained: norms are 1 and biases 0.
+    Fresh {
+        /// As there.
+        seed: u64,
+    },
 }
 
 /// Reads tensors for one device and type, and counts the mapped bytes.
@@ -96,6 +101,7 @@ impl<'a> Loader<'a> {
         let stored = match self.origin {
             Origin::Files(weights) => weights.get(name)?,
             Origin::Random { seed } => random(name, shape, seed)?,
+            Origin::Fresh { seed } => fresh(name, shape, seed)?,
         };
         if stored.shape() != shape {
             return Err(Error::input(
@@ -203,12 +209,23 @@ fn random(name: &str, shape: &[usize], seed: u64) -> Result<StoredTensor> {
     hasher.update(seed.to_le_bytes());
     hasher.update(name);
     let mut generator = ChaCha8Rng::from_seed(hasher.finalize().into());
-    let is_norm = shape.len() == 1 && !name.ends_with("bias");
-    let centre = if is_norm { 1.0 } else { 0.0 };
+    let centre = centre(name, shape);
     // The sum of twelve uniform numbers has deviation 1, is as good as normal here, and the same on every platform.
     let mut normal = || (0..3).map(|_| spread(generator.next_u64())).sum::<f32>();
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| centre + 0.02 * normal()).collect();
     StoredTensor::from_values(name, shape, values)
+}
+
+/// Numbers as training begins with them: those of [`random`] for matrices, 1 for norms, 0 for biases.
+fn fresh(name: &str, shape: &[usize], seed: u64) -> Result<StoredTensor> {
+    match *shape {
+        [length] => StoredTensor::from_values(name, shape, vec![centre(name, shape); length]),
+        _ => random(name, shape, seed),
+    }
+}
+
+fn centre(name: &str, shape: &[usize]) -> f32 {
+    if shape.len() == 1 && !name.ends_with("bias") { 1.0 } else { 0.0 }
 }
 
 /// The sum of four uniform numbers in [-1/2, 1/2), one of each 16 bits.

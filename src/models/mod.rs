@@ -8,11 +8,13 @@ mod decoder;
 mod gpt2;
 mod llama;
 mod load;
+mod save;
 mod shapes;
 
 pub use cache::{KeyValueCache, Step};
 pub use config::{Family, ModelConfig, RopeScaling};
 pub use decoder::Recompute;
+pub use save::MODEL_FILE;
 
 use crate::data::tokenizer::Tokenizer;
 use crate::device::{Device, Kind};
@@ -60,6 +62,9 @@ pub struct ModelOptions {
     pub recompute: Recompute,
     /// Whether weights are parameters: copied into the working type, with gradients and updates, rather than frozen.
     pub trainable: bool,
+    /// Begin with fresh weights made from this seed, as for training from scratch: only the configuration and the
+    /// tokenizer are read.
+    pub init_weights: Option<u64>,
 }
 
 /// A causal language model, with its tokenizer where there is one.
@@ -82,8 +87,11 @@ pub struct Model {
     head: Arc<Matrix>,
     recompute: Recompute,
     parameters: Vec<Arc<Parameter>>,
+    kind: save::Kind,
     tokenizer: Option<Tokenizer>,
     mapped_bytes: usize,
+    stored_bytes: usize,
+    weights: WeightStorage,
     fingerprint: String,
 }
 
@@ -97,14 +105,32 @@ impl Model {
         check(device, options)?;
         let name = model.as_ref().to_string_lossy().into_owned();
         let path = locate(&name)?;
+        let broken_config = "the configuration is damaged, or of a model that softprompt cannot run";
+        let broken_tokenizer = "the tokenizer is damaged: copy it again from where the model came from";
+        if let Some(seed) = options.init_weights {
+            let config =
+                ModelConfig::read_json(&path.join("config.json")).map_err(|error| error.or_hint(broken_config))?;
+            let file = path.join("tokenizer.json");
+            let tokenizer = file.exists().then(|| Tokenizer::from_file(&file)).transpose();
+            let tokenizer = tokenizer.map_err(|error| error.or_hint(broken_tokenizer))?;
+            let loader = Loader::new(Origin::Fresh { seed }, device, options);
+            return device.run(|| Self::load(name, path, save::Kind::HuggingFace, config, tokenizer, loader, options));
+        }
         let weights = Weights::open(&path)?;
-        let config = ModelConfig::read(&path, &weights)
-            .map_err(|error| error.or_hint("the configuration is damaged, or of a model that softprompt cannot run"))?;
-        let tokenizer = Tokenizer::open(&path, &weights)
-            .map_err(|error| error.or_hint("the tokenizer is damaged: copy it again from where the model came from"))?;
-        let origin = Origin::Files(&weights);
+        let config = ModelConfig::read(&path, &weights).map_err(|error| error.or_hint(broken_config))?;
+        let tokenizer = Tokenizer::open(&path, &weights).map_err(|error| error.or_hint(broken_tokenizer))?;
+        let kind = if weights.gguf().is_some() { save::Kind::Gguf } else { save::Kind::HuggingFace };
+        if options.trainable && kind == save::Kind::Gguf {
+            let what = if config.family == Family::Gpt2 { Some("one of GPT-2") } else { None };
+            let what = what.or(weights.find("rope_freqs.weight").map(|_| "one with scaled rotation (rope_freqs)"));
+            if let Some(what) = what {
+                return Err(Error::input(Place::file(&path), "a GGUF file that can be written as a directory", what)
+                    .hint("weights are trained from the model's Hugging Face directory"));
+            }
+        }
+        let loader = Loader::new(Origin::Files(&weights), device, options);
         device
-            .run(|| Self::load(name, path, config, tokenizer, Loader::new(origin, device, options), options))
+            .run(|| Self::load(name, path, kind, config, tokenizer, loader, options))
             .map_err(|error| error.or_hint("configuration and weights do not belong to the same model"))
     }
 
@@ -115,12 +141,14 @@ impl Model {
     pub fn random(config: ModelConfig, seed: u64, device: &Device, options: ModelOptions) -> Result<Self> {
         check(device, options)?;
         let (name, path, origin) = ("random".to_string(), PathBuf::from("random"), Origin::Random { seed });
-        device.run(|| Self::load(name, path, config, None, Loader::new(origin, device, options), options))
+        let loader = Loader::new(origin, device, options);
+        device.run(|| Self::load(name, path, save::Kind::Random, config, None, loader, options))
     }
 
     fn load(
         name: String,
         path: PathBuf,
+        kind: save::Kind,
         config: ModelConfig,
         tokenizer: Option<Tokenizer>,
         loader: Loader<'_>,
@@ -132,7 +160,8 @@ impl Model {
         };
         // A GPU counts the weights it holds, and both do of those that are trained; on a CPU others are the mapped file.
         let is_mapped = matches!(loader.device, Device::Cpu(_)) && !options.trainable;
-        let mapped_bytes = if is_mapped { loader.mapped_bytes() } else { 0 };
+        let stored_bytes = loader.mapped_bytes();
+        let mapped_bytes = if is_mapped { stored_bytes } else { 0 };
         let device = loader.device;
         device.count_external(mapped_bytes, Kind::Weights);
         let (device, dtype) = (device.clone(), options.dtype);
@@ -148,8 +177,11 @@ impl Model {
             head,
             recompute,
             parameters,
+            kind,
             tokenizer,
             mapped_bytes,
+            stored_bytes,
+            weights: options.weights,
             fingerprint,
         })
     }
@@ -226,6 +258,16 @@ impl Model {
     /// The weights that are trained, by their number; none of a frozen model.
     pub fn parameters(&self) -> &[Arc<Parameter>] {
         &self.parameters
+    }
+
+    /// Bytes of its tensors as they are stored, those that are tied once.
+    pub fn stored_bytes(&self) -> usize {
+        self.stored_bytes
+    }
+
+    /// How its weights are held.
+    pub fn weight_storage(&self) -> WeightStorage {
+        self.weights
     }
 
     /// What is computed again in the backward pass rather than kept.

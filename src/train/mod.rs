@@ -1,17 +1,20 @@
-//! Training: one caller of [`Model::loss_and_grad_of_part`], with everything around it that a run needs.
+//! Training: one caller of [`Model::loss_and_grad_of_part`], or of [`Model::loss_and_weight_grads_of_part`], with everything
+//! around it that a run needs.
 //!
 //! A run's directory:
 //!
 //! ```text
 //! run.toml                    the resolved configuration
-//! initial/ best/ final/       prompt.safetensors each
+//! initial/ best/ final/       prompt.safetensors each; where weights are trained, best/ and final/ are models
 //! checkpoint-<step>/          everything needed to go on, bit for bit
 //! metrics.jsonl  tensorboard/
 //! last_good/                  the prompt before it diverged, if it did
 //! ```
 
+mod moments;
 mod output;
 mod run;
+mod subject;
 
 use crate::checkpoint::Fingerprints;
 use crate::config::{Optim, Scheduler, TrainConfig};
@@ -28,13 +31,13 @@ pub use output::refuse_to_overwrite;
 
 /// What a run is made of.
 pub struct Training<'a> {
-    /// The frozen model.
+    /// The model: frozen where a prompt is trained, else one opened as trainable.
     pub model: &'a Model,
     /// Its configuration, resolved.
     pub config: &'a TrainConfig,
     /// The training rows.
     pub train: &'a Dataset,
-    /// The first prompt, `[num_virtual_tokens, d]` row after row.
+    /// The first prompt, `[num_virtual_tokens, d]` row after row; not looked at where weights are trained.
     pub initial: Vec<f64>,
     /// Names and values of the held-out metrics of a prompt; the configuration's `metric_for_best_model` among them.
     /// Without it the last prompt is the best.
@@ -103,11 +106,11 @@ pub struct Summary {
     pub last_loss: Option<f64>,
     /// Name, value and step of the best evaluation.
     pub best: Option<crate::checkpoint::Best>,
-    /// Where the best prompt lies.
-    pub best_prompt: PathBuf,
-    /// Where the last prompt lies.
-    pub final_prompt: PathBuf,
-    /// The hash of the last prompt.
+    /// Where the best prompt lies, or the best model.
+    pub best_path: PathBuf,
+    /// Where the last prompt lies, or the last model.
+    pub final_path: PathBuf,
+    /// The hash of the last prompt, or of the last model's file.
     pub final_hash: String,
 }
 
@@ -154,13 +157,14 @@ impl Training<'_> {
     /// What must not change between a checkpoint and the run that goes on from it.
     fn fingerprints(&self) -> Result<Fingerprints> {
         /// Keys that change where results go or how fast they come, not what they are. Files count by their contents.
-        const INDIFFERENT: [&str; 12] = [
+        const INDIFFERENT: [&str; 13] = [
             "model",
             "output_dir",
             "train_file",
             "eval_file",
             "prompt_init_file",
             "threads",
+            "recompute",
             "device",
             "resume",
             "report_to",

@@ -1,13 +1,14 @@
 //! What a run writes: prompts, metrics, checkpoints.
 
 use super::Training;
-use crate::checkpoint::{self, Checkpoint};
-use crate::config::{Report, Resume};
+use crate::checkpoint::{self, Best, Checkpoint};
+use crate::config::{Method, Report, Resume};
 use crate::error::{Error, Place, Result};
 use crate::metrics::{EventWriter, MetricsLog};
+use crate::models::{MODEL_FILE, Model};
 use crate::prompt::PromptFile;
 use crate::prompt::file::PROMPT_FILE;
-use crate::storage::atomic_write;
+use crate::storage::{atomic_dir, atomic_write, existing_dir, file_sha256};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 /// Checkpoints kept: the last, and the one before it should the last be damaged.
 const KEEP: usize = 2;
 const CONFIG_FILE: &str = "run.toml";
+/// Beside the best model: metric, value and step.
+const BEST_FILE: &str = "best.json";
 const METRICS_FILE: &str = "metrics.jsonl";
 
 /// The directory of a run, opened for writing.
@@ -113,6 +116,36 @@ impl Output {
         Ok(prompt.hash())
     }
 
+    /// Where the model called `name` lies.
+    pub(super) fn model_path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Saves a model under `name`, and gives the hash of its weights' file.
+    pub(super) fn save_model(&self, name: &str, model: &Model) -> Result<String> {
+        let dir = self.model_path(name);
+        model.save_pretrained(&dir)?;
+        file_sha256(dir.join(MODEL_FILE))
+    }
+
+    /// Makes the model the best, and says beside it of which evaluation.
+    pub(super) fn put_best_model(&self, model: &Model, best: &Best) -> Result<()> {
+        let dir = self.model_path("best");
+        let stated = serde_json::json!({"metric": best.metric, "value": best.value, "step": best.step});
+        atomic_dir(&dir, |to| {
+            model.save_into(to)?;
+            atomic_write(to.join(BEST_FILE), stated.to_string().as_bytes())
+        })
+    }
+
+    /// The best evaluation, if its model is still the one in `best/`; a run that goes on from an earlier checkpoint looks
+    /// for the best anew.
+    pub(super) fn known_best(&self, best: Option<Best>) -> Option<Best> {
+        let text = std::fs::read(self.model_path("best").join(BEST_FILE)).unwrap_or_default();
+        let stated: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        best.filter(|best| stated["step"] == best.step)
+    }
+
     /// Makes `best` the best prompt: at a resume the directory may hold one of a later step than the checkpoint's, or none.
     pub(super) fn put_best(&self, best: Option<&PromptFile>) -> Result<()> {
         let path = self.prompt_path("best");
@@ -137,19 +170,19 @@ impl Output {
         Ok(())
     }
 
-    /// Saves a checkpoint and drops old ones.
-    pub(super) fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf> {
+    /// Saves a checkpoint, with what `others` writes into it, and drops old ones.
+    pub(super) fn save(&self, checkpoint: &Checkpoint, others: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         if let Some(log) = &self.log {
             log.sync()?;
         }
-        let path = checkpoint.save(&self.dir)?;
+        let path = checkpoint.save_with(&self.dir, others)?;
         checkpoint::prune(&self.dir, KEEP, checkpoint.step)?;
         Ok(path)
     }
 }
 
 /// The checkpoint to go on from, if there is to be one.
-pub(super) fn to_resume(training: &Training<'_>) -> Result<Option<Checkpoint>> {
+pub(super) fn to_resume(training: &Training<'_>) -> Result<Option<(Checkpoint, PathBuf)>> {
     let dir = match &training.config.resume {
         Resume::Last(false) => return Ok(None),
         Resume::From(dir) => dir.clone(),
@@ -159,8 +192,9 @@ pub(super) fn to_resume(training: &Training<'_>) -> Result<Option<Checkpoint>> {
         })?,
     };
     let found = Checkpoint::load(&dir)?;
-    let (rows, cols) = (training.config.num_virtual_tokens, training.model.config().hidden_size);
-    found.expect(&training.fingerprints()?, rows, cols).map_err(|error| error.in_file(&dir))?;
+    let shape = (training.config.num_virtual_tokens, training.model.config().hidden_size);
+    let prompt = (training.config.method == Method::Prompt).then_some(shape);
+    found.expect(&training.fingerprints()?, prompt).map_err(|error| error.in_file(&dir))?;
     refuse_another_run(&training.config.output_dir, &dir, &found)?;
-    Ok(Some(found))
+    Ok(Some((found, existing_dir(dir))))
 }

@@ -1,14 +1,14 @@
 //! The loop. State changes only at the end of a step, so that a checkpoint is always of a whole number of steps.
 
 use super::output::{Output, to_resume};
+use super::subject::Subject;
 use super::{Ended, Observer, StepReport, Summary, Training};
 use crate::checkpoint::{Best, Checkpoint, Fingerprints};
+use crate::config::Method;
 use crate::data::{Batches, Cursor, EpochOrder};
-use crate::device::Kind;
 use crate::error::{Error, Place, Result};
-use crate::optim::{Optimizer, Schedule, clip_grad_norm, is_finite};
+use crate::optim::Schedule;
 use crate::step::Batch;
-use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -24,17 +24,16 @@ pub(super) struct Run<'a> {
     schedule: Schedule,
     total_steps: u64,
     steps_per_epoch: u64,
-    state: State,
+    state: State<'a>,
     batches: Batches,
 }
 
 /// What a checkpoint holds.
-struct State {
+struct State<'a> {
     step: u64,
     /// Where the next step's examples begin.
     cursor: Cursor,
-    prompt: Tensor,
-    optimizer: Optimizer,
+    subject: Subject<'a>,
     best: Option<Best>,
     evals_without_gain: u64,
     window: Window,
@@ -59,43 +58,43 @@ struct Examples {
 impl<'a> Run<'a> {
     pub(super) fn start(training: Training<'a>) -> Result<Self> {
         let config = training.config;
-        let rows = config.num_virtual_tokens;
-        let cols = training.model.config().hidden_size;
         if training.train.examples.is_empty() {
             return Err(Error::input(Place::file(&training.train.path), "at least one row to train on", "none"));
         }
         let resumed = to_resume(&training)?;
-        let output = Output::open(&training, resumed.as_ref().map(|checkpoint| checkpoint.step))?;
-        let model = training.model;
-        let initial = model.prompt_from(rows, &training.initial)?;
-        let mut optimizer = Optimizer::new(&training.optimizer(), &initial)?;
+        let output = Output::open(&training, resumed.as_ref().map(|(checkpoint, _)| checkpoint.step))?;
+        let is_prompt = config.method == Method::Prompt;
+        let mut subject = Subject::new(&training)?;
         let state = match resumed {
-            Some(checkpoint) => {
-                output.put_best(checkpoint.best.as_ref().map(|best| &best.prompt))?;
-                optimizer.load_state(&checkpoint.optimizer)?;
+            Some((checkpoint, dir)) => {
+                subject.restore(&checkpoint, &dir)?;
                 let wrong = |error: serde_json::Error| {
                     Error::input(Place::item("state.json"), "a state that this version wrote", error.to_string())
+                };
+                let best = if is_prompt {
+                    output.put_best(checkpoint.best.as_ref().and_then(|best| best.prompt.as_ref()))?;
+                    checkpoint.best
+                } else {
+                    output.known_best(checkpoint.best)
                 };
                 State {
                     step: checkpoint.step,
                     cursor: serde_json::from_value(checkpoint.cursor).map_err(wrong)?,
-                    prompt: model.device().run(|| {
-                        Tensor::from_values(model.device(), rows, cols, &checkpoint.prompt.values, Kind::Optimizer)
-                    })?,
-                    optimizer,
-                    best: checkpoint.best,
+                    subject,
+                    best,
                     evals_without_gain: checkpoint.evals_without_gain,
                     window: serde_json::from_value(checkpoint.history).map_err(wrong)?,
                     last_loss: None,
                 }
             }
             None => {
-                output.save_prompt("initial", &initial, 0)?;
+                if is_prompt {
+                    subject.save(&output, "initial", 0)?;
+                }
                 State {
                     step: 0,
                     cursor: Cursor::default(),
-                    prompt: initial,
-                    optimizer,
+                    subject,
                     best: None,
                     evals_without_gain: 0,
                     window: Window::default(),
@@ -127,17 +126,21 @@ impl<'a> Run<'a> {
             }
         }
         self.save(observer)?;
-        let hash = self.output.save_prompt("final", &self.state.prompt, self.state.step)?;
+        let hash = self.state.subject.save(&self.output, "final", self.state.step)?;
         if self.state.best.is_none() {
-            self.output.save_prompt("best", &self.state.prompt, self.state.step)?;
+            self.state.subject.save(&self.output, "best", self.state.step)?;
         }
+        let path = |name| match self.training.config.method {
+            Method::Prompt => self.output.prompt_path(name),
+            Method::Full | Method::Pretrain => self.output.model_path(name),
+        };
         Ok(Summary {
             steps: self.state.step,
             ended,
             last_loss: self.state.last_loss,
+            best_path: path("best"),
+            final_path: path("final"),
             best: self.state.best,
-            best_prompt: self.output.prompt_path("best"),
-            final_prompt: self.output.prompt_path("final"),
             final_hash: hash,
         })
     }
@@ -146,35 +149,28 @@ impl<'a> Run<'a> {
     fn step(&mut self, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<()> {
         let start = Instant::now();
         let examples = self.next_examples()?;
-        let prompt = self.state.prompt.clone();
-        let device = prompt.device().clone();
         let mut nll = 0.0;
-        let mut gradient: Option<Tensor> = None;
+        let mut gradient = None;
         for part in &examples.parts {
             if let signal @ 1.. = interrupt.load(Ordering::Relaxed) {
                 self.save(observer)?;
                 return Err(Error::Interrupted { signal: i32::try_from(signal).unwrap_or(0) });
             }
-            let found = self.training.model.loss_and_grad_of_part(&prompt, part, examples.label_tokens)?;
-            nll += found.loss.by_example.iter().sum::<f64>();
-            match &mut gradient {
-                Some(sum) => device.run(|| sum.add_assign(&found.grad))?,
-                None => gradient = Some(found.grad),
-            }
+            let (loss, sum) = self.state.subject.gradient(part, examples.label_tokens, gradient.take())?;
+            nll += loss.by_example.iter().sum::<f64>();
+            gradient = Some(sum);
         }
         let loss = nll / examples.label_tokens as f64;
         let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
         let config = self.training.config;
         let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f64::INFINITY };
-        let grad_norm = device.run(|| clip_grad_norm(&mut gradient, limit))?;
+        let (grad_norm, factor) = self.state.subject.clip(&mut gradient, limit)?;
         // A norm is finite exactly if every element is: squares are added in f64.
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(self.diverged("loss and gradient", loss, &examples));
         }
         let learning_rate = self.schedule.at(self.state.step);
-        self.state.optimizer.step(&mut self.state.prompt, &gradient, learning_rate)?;
-        if !device.run(|| is_finite(&self.state.prompt))? {
-            self.state.prompt = prompt;
+        if !self.state.subject.step(gradient, learning_rate, factor)? {
             return Err(self.diverged("prompt after the step", loss, &examples));
         }
 
@@ -243,7 +239,7 @@ impl<'a> Run<'a> {
 
     /// Evaluates, keeps the best prompt, and says whether to go on.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
-        let prompt = self.state.prompt.clone();
+        let prompt = self.state.subject.prompt()?;
         let config = self.training.config;
         let Some(evaluate) = &mut self.training.evaluate else { return Ok(true) };
         let metrics = evaluate(&prompt)?;
@@ -261,8 +257,12 @@ impl<'a> Run<'a> {
         });
         if is_best {
             let step = self.state.step;
-            let best = Best { metric: wanted.to_string(), value, step, prompt: self.output.prompt(&prompt, step)? };
-            self.output.put_best(Some(&best.prompt))?;
+            let kept = (config.method == Method::Prompt).then(|| self.output.prompt(&prompt, step)).transpose()?;
+            let best = Best { metric: wanted.to_string(), value, step, prompt: kept };
+            match &best.prompt {
+                Some(prompt) => self.output.put_best(Some(prompt))?,
+                None => self.output.put_best_model(self.training.model, &best)?,
+            }
             self.state.best = Some(best);
             self.state.evals_without_gain = 0;
         } else {
@@ -280,22 +280,26 @@ impl<'a> Run<'a> {
         let checkpoint = Checkpoint {
             step: state.step,
             cursor: json(serde_json::to_value(state.cursor))?,
-            prompt: self.output.prompt(&state.prompt, state.step)?,
-            optimizer: state.optimizer.state()?,
+            prompt: None,
+            optimizer: Vec::new(),
             best: state.best.clone(),
             evals_without_gain: state.evals_without_gain,
             history: json(serde_json::to_value(state.window))?,
             fingerprints: self.fingerprints.clone(),
         };
-        observer.saved(&self.output.save(&checkpoint)?);
+        observer.saved(&state.subject.save_checkpoint(&self.output, checkpoint)?);
         Ok(())
     }
 
-    /// Keeps the last good prompt and says what was in the step that went wrong.
+    /// Keeps the last good prompt or model and says what was in the step that went wrong.
     fn diverged(&self, what: &str, loss: f64, examples: &Examples) -> Error {
-        let kept = match self.output.save_prompt("last_good", &self.state.prompt, self.state.step) {
-            Ok(_) => format!("the last good prompt is in {}", self.output.prompt_path("last_good").display()),
-            Err(error) => format!("the last good prompt could not be saved: {error}"),
+        let (word, path) = match self.training.config.method {
+            Method::Prompt => ("prompt", self.output.prompt_path("last_good")),
+            Method::Full | Method::Pretrain => ("model", self.output.model_path("last_good")),
+        };
+        let kept = match self.state.subject.save(&self.output, "last_good", self.state.step) {
+            Ok(_) => format!("the last good {word} is in {}", path.display()),
+            Err(error) => format!("the last good {word} could not be saved: {error}"),
         };
         let dataset = self.training.train;
         let mut lines: Vec<u64> = examples.indices.iter().map(|&index| dataset.examples[index].line).collect();

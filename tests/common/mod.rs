@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod bench;
+pub mod gguf;
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,13 @@ pub fn golden(name: &str) -> PathBuf {
 /// The program.
 pub fn program() -> PathBuf {
     carried().map_or_else(|| env!("CARGO_BIN_EXE_softprompt").into(), |folder| folder.join("softprompt"))
+}
+
+/// Every folder of golden files.
+pub fn golden_names() -> Vec<String> {
+    let mut names: Vec<String> = golden_cases().into_iter().map(|(name, _)| name).collect();
+    names.dedup();
+    names
 }
 
 /// Every folder of golden files with each of its cases, but for `left_pad`: a behaviour of PEFT's that is not a goal.

@@ -38,6 +38,16 @@ impl Activation {
         }
     }
 
+    /// Its name in a Hugging Face config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relu => "relu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_new",
+            Self::Silu => "silu",
+        }
+    }
+
     /// The function of that name in a Hugging Face config, if it is one of these.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {

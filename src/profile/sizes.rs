@@ -1,0 +1,174 @@
+//! What a prediction starts from: the sizes of a model, of a step, and how it computes.
+
+use crate::device::Device;
+use crate::dtype::DType;
+use crate::layout::Layout;
+use crate::models::{Family, Model, ModelConfig, WeightStorage};
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Prompt rows in front of a frozen model.
+    Prompt,
+    /// Every weight.
+    Full,
+}
+
+/// How many numbers a model's weights are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parameters {
+    /// All of them. Tied tables count once.
+    pub total: u128,
+    /// Those of one layer.
+    pub layer: u128,
+    /// Those of the biases and norms, of all layers.
+    pub vectors: u128,
+    /// The largest tensor.
+    pub largest: u128,
+}
+
+impl Parameters {
+    /// Those of a model of these sizes.
+    pub fn of(config: &ModelConfig) -> Self {
+        let Widths { n, d, f, g, q, k, v, .. } = Widths::of(config);
+        let given = |has: bool, count: u128| if has { count } else { 0 };
+        let is_gpt2 = config.family == Family::Gpt2;
+        let norm = if is_gpt2 { 2 * d } else { d };
+        let vectors_of_layer = 2 * norm
+            + given(config.qkv_bias, q + 2 * k)
+            + given(config.output_bias, d)
+            + given(config.mlp_bias, g * f + d);
+        let layer = 2 * d * q + 2 * d * k + (g + 1) * d * f + vectors_of_layer;
+        let head = given(!config.tie_word_embeddings, v * d);
+        let positions = given(is_gpt2, config.max_position_embeddings as u128 * d);
+        Self {
+            total: v * d + head + positions + n * layer + norm,
+            layer,
+            vectors: n * vectors_of_layer + norm,
+            largest: (v * d).max(d * f).max(d * q).max(positions),
+        }
+    }
+}
+
+/// The widths of a model, under the symbols of [`crate::profile`]; 128 bits hold every product of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Widths {
+    pub(super) n: u128,
+    pub(super) d: u128,
+    pub(super) f: u128,
+    pub(super) g: u128,
+    pub(super) q: u128,
+    pub(super) k: u128,
+    pub(super) h: u128,
+    /// Key heads.
+    pub(super) key_heads: u128,
+    /// Elements of a head.
+    pub(super) dim: u128,
+    pub(super) v: u128,
+}
+
+impl Widths {
+    pub(super) fn of(config: &ModelConfig) -> Self {
+        let [n, d, f, h, key_heads, dim, v] = [
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.vocab_size,
+        ]
+        .map(|size| size as u128);
+        let g = if config.family == Family::Gpt2 { 1 } else { 2 };
+        Self { n, d, f, g, q: h * dim, k: key_heads * dim, h, key_heads, dim, v }
+    }
+}
+
+/// The rows of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stream {
+    /// P
+    pub prompt_rows: usize,
+    /// B
+    pub examples: usize,
+    /// S
+    pub rows: usize,
+    /// s
+    pub scored: usize,
+    /// The most rows of one example.
+    pub longest: usize,
+}
+
+impl Stream {
+    /// `examples` examples of `tokens` tokens each, of which the last `labels` are predicted, behind `prompt_rows` rows. An
+    /// example's last token is no row.
+    pub fn even(prompt_rows: usize, examples: usize, tokens: usize, labels: usize) -> Self {
+        let longest = tokens.saturating_sub(1);
+        let rows = prompt_rows.saturating_add(examples.saturating_mul(longest));
+        Self { prompt_rows, examples, rows, scored: examples.saturating_mul(labels), longest }
+    }
+
+    /// The rows of a layout.
+    pub fn of(layout: &Layout) -> Self {
+        let examples = layout.all.as_slice().iter().skip(layout.prompt_rows.len());
+        Self {
+            prompt_rows: layout.total_prompt_rows(),
+            examples: layout.all.as_slice().len() - layout.prompt_rows.len(),
+            rows: layout.rows(),
+            scored: layout.scored_rows.len(),
+            longest: examples.map(|segment| segment.own.len()).max().unwrap_or(0),
+        }
+    }
+}
+
+/// What is trained of which model, and how it computes.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The model's sizes.
+    pub config: ModelConfig,
+    /// What is trained.
+    pub method: Method,
+    /// Whether on a GPU rather than on the CPU.
+    pub on_gpu: bool,
+    /// The type computed in.
+    pub dtype: DType,
+    /// Bits of a weight as the file stores it, on average. Trained weights are held in `dtype` whatever they are stored as.
+    pub stored_bits: f64,
+    /// Whether frozen weights that are stored in another type are widened once.
+    pub widened: bool,
+    /// CPU threads: each widens a panel of weights and has scratch of its own.
+    pub threads: usize,
+}
+
+impl Setup {
+    /// A frozen model in f32, stored as such, on `threads` threads of the CPU.
+    pub fn new(config: ModelConfig, threads: usize) -> Self {
+        let (method, dtype) = (Method::Prompt, DType::F32);
+        Self { config, method, on_gpu: false, dtype, stored_bits: 32.0, widened: false, threads }
+    }
+
+    /// An opened model, trained as it was opened.
+    pub fn of(model: &Model) -> Self {
+        let config = model.config().clone();
+        let numbers = Parameters::of(&config).total;
+        Self {
+            config,
+            method: if model.parameters().is_empty() { Method::Prompt } else { Method::Full },
+            on_gpu: matches!(model.device(), Device::Cuda(_)),
+            dtype: model.dtype(),
+            stored_bits: 8.0 * model.stored_bytes() as f64 / numbers as f64,
+            widened: model.weight_storage() == WeightStorage::Widened,
+            threads: model.device().threads(),
+        }
+    }
+
+    /// Whether products read frozen weights as they are stored.
+    pub(super) fn is_direct(&self) -> bool {
+        let bits = (8 * self.dtype.size()) as f64;
+        // A GPU holds what is stored wider in the type it computes in.
+        self.method == Method::Full
+            || self.widened
+            || self.stored_bits == bits
+            || (self.on_gpu && self.stored_bits >= bits)
+    }
+}

@@ -1,0 +1,261 @@
+//! Training weights: gradients and steps against PyTorch, models written back, runs through the program.
+
+mod common;
+
+use common::bench::{Bench, letters, refused, run, text};
+use common::{Golden, close, close_absolute, golden, golden_names};
+use serde_json::{Value, json};
+use softprompt::optim::{AdamWConfig, OptimizerConfig, WeightOptimizer};
+use softprompt::weights::Parameter;
+use softprompt::{Batch, DType, Device, Model, ModelOptions};
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+fn open(path: &Path, dtype: DType, trainable: bool) -> Model {
+    let device = Device::cpu(Some(2)).unwrap();
+    Model::open(path, &device, ModelOptions { dtype, trainable, ..ModelOptions::default() }).unwrap()
+}
+
+/// The golden case `main`, every token but the first a label.
+fn batch(folder: &Path) -> Batch {
+    let file = Golden::read(&folder.join("golden.safetensors"));
+    let mut batch = Batch::new();
+    for (input, target) in common::causal_rows(&file, "main") {
+        let ids = [input, target].concat();
+        batch.push(&ids[..1], &ids[1..]).unwrap();
+    }
+    batch
+}
+
+/// The part of the whole tensor in `file` that `parameter` is; older files of GPT-2 have names without a prefix.
+fn part(file: &Golden, kind: &str, parameter: &Parameter) -> Vec<f64> {
+    let place = parameter.place();
+    let named = |name: &str| format!("{kind}.{name}");
+    let name = [named(&place.name), named(&format!("transformer.{}", place.name))];
+    let name = name.iter().find(|name| file.has(name)).unwrap_or_else(|| panic!("{kind}.{}", place.name));
+    let (values, cols) = (file.numbers(name), *place.shape.last().unwrap());
+    let row = |row: usize| &values[row * cols + place.cols.start..row * cols + place.cols.end];
+    place.rows.clone().flat_map(row).copied().collect()
+}
+
+#[test]
+fn gradients_and_steps_are_those_of_pytorch() {
+    let (mut models, mut stepped) = (0, 0);
+    for name in golden_names() {
+        let folder = golden(&name);
+        if !folder.join("weight_grads.safetensors").exists() {
+            continue;
+        }
+        let file = Golden::read(&folder.join("weight_grads.safetensors"));
+        let batch = batch(&folder);
+        for dtype in [DType::F64, DType::F32] {
+            let model = open(&folder, dtype, true);
+            let found = model.loss_and_weight_grads(&batch).unwrap();
+            let allowed = 4.0 * file.numbers("f32_error")[0];
+            close(
+                &format!("{name} loss"),
+                &[found.loss.mean],
+                &file.numbers("loss"),
+                if dtype == DType::F64 { 1e-9 } else { 1e-6 },
+            );
+            for (parameter, grad) in model.parameters().iter().zip(&found.grads) {
+                let what = format!("{name} {} {dtype}", parameter.place().name);
+                let (got, want) = (grad.to_f64_vec().unwrap(), part(&file, "grad", parameter));
+                match dtype {
+                    DType::F64 => close_absolute(&what, &got, &want, 1e-10),
+                    _ => close_absolute(&what, &got, &want, allowed),
+                }
+            }
+            let named =
+                |name: &str| file.has(&format!("after3.{name}")) || file.has(&format!("after3.transformer.{name}"));
+            if dtype == DType::F64 && named(&model.parameters()[0].place().name) {
+                let adamw = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+                let mut optimizer = WeightOptimizer::new(&OptimizerConfig::AdamW(adamw), model.parameters()).unwrap();
+                for _ in 0..3 {
+                    let grads = model.loss_and_weight_grads(&batch).unwrap().grads;
+                    optimizer.step(grads, 0.01, 1.0).unwrap();
+                }
+                for parameter in model.parameters() {
+                    let what = format!("{name} {} after 3 steps", parameter.place().name);
+                    // A gradient that is 0 but for rounding has a step of any size: a key's bias, for one.
+                    if parameter.place().name.contains("k_proj.bias") || parameter.place().name.contains("c_attn.bias")
+                    {
+                        continue;
+                    }
+                    let got = parameter.value().to_f64_vec().unwrap();
+                    close_absolute(&what, &got, &part(&file, "after3", parameter), 1e-9);
+                }
+                stepped += 1;
+            }
+        }
+        models += 1;
+    }
+    assert!(models >= 13 && stepped >= 2, "golden files are missing: {models} models, {stepped} stepped");
+}
+
+#[test]
+fn a_model_written_back_is_the_model() {
+    for name in golden_names() {
+        let folder = golden(&name);
+        let dir = tempfile::tempdir().unwrap();
+        let batch = batch(&folder);
+        let loss = |path: &Path| {
+            let model = open(path, DType::F64, false);
+            model.loss(&model.prompt_from(0, &[]).unwrap(), &batch).unwrap().mean
+        };
+        let model = open(&folder, DType::F32, true);
+        let to = dir.path().join("written");
+        model.save_pretrained(&to).unwrap();
+        assert_eq!(loss(&to), loss(&folder), "{name}");
+        // Once more, over itself, and from itself.
+        open(&to, DType::F32, true).save_pretrained(&to).unwrap();
+        assert_eq!(loss(&to), loss(&folder), "{name}");
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        let frozen = open(&folder, DType::F32, false).save_pretrained(&to).unwrap_err();
+        assert!(frozen.to_string().contains("opened as trainable"), "{frozen}");
+    }
+}
+
+#[test]
+fn a_gguf_file_is_written_back_under_hugging_faces_names_and_in_its_order() {
+    for name in ["llama", "llama_mha"] {
+        let (folder, dir) = (golden(name), tempfile::tempdir().unwrap());
+        let (file, to) = (dir.path().join("model.gguf"), dir.path().join("written"));
+        common::gguf::write(&folder, &file);
+        let model = open(&file, DType::F32, true);
+        model.save_pretrained(&to).unwrap();
+        let (written, want) =
+            (Golden::read(&to.join("model.safetensors")), Golden::read(&folder.join("model.safetensors")));
+        assert_eq!(written.names(), want.names());
+        for tensor in want.names() {
+            assert_eq!(written.numbers(&tensor), want.numbers(&tensor), "{name} {tensor}");
+        }
+        let loss = |path: &Path| {
+            let model = open(path, DType::F64, false);
+            model.loss(&model.prompt_from(0, &[]).unwrap(), &batch(&folder)).unwrap().mean
+        };
+        close(name, &[loss(&file), loss(&to)], &[loss(&folder); 2], 1e-7);
+        // Through a checkpoint, and back into the file's own order.
+        let rows = dir.path().join("rows.jsonl");
+        let row = json!({"input_ids": [1, 2, 3], "target_ids": [4]});
+        fs::write(&rows, format!("{row}\n{row}\n")).unwrap();
+        let go = |out: &str, more: &[&str]| {
+            let (model, rows, out) = (file.to_str().unwrap(), rows.to_str().unwrap(), dir.path().join(out));
+            let mut flags =
+                vec!["train", "--json", "--quiet", "--method", "full", "--model", model, "--train-file", rows];
+            flags.extend(["--output-dir", out.to_str().unwrap()]);
+            flags.extend(more);
+            result(&run(flags))["model_sha256"].clone()
+        };
+        let whole = go("whole", &["--max-steps", "3"]);
+        go("resumed", &["--max-steps", "1"]);
+        assert_eq!(go("resumed", &["--max-steps", "3", "--resume", "true"]), whole);
+    }
+}
+
+/// Runs `train` on the workplace's model.
+fn train(bench: &Bench, out: &str, more: &[&str]) -> Output {
+    let (model, out) = (bench.at("model"), bench.at(out));
+    let mut flags = vec!["train", "--json", "--quiet", "--model", &model, "--output-dir", &out];
+    flags.extend(["--per-device-train-batch-size", "2", "--learning-rate", "0.01"]);
+    flags.extend(more);
+    run(flags)
+}
+
+fn result(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_full_run_gives_the_same_bits_for_any_threads_policy_and_after_a_resume() {
+    let bench = Bench::new();
+    let rows = bench.at("rows.jsonl");
+    let flags = |more: &[&'static str]| {
+        let mut flags = vec!["--method".to_string(), "full".into(), "--train-file".into(), rows.clone()];
+        flags.extend(["--eval-file".into(), rows.clone(), "--eval-steps".into(), "2".into()]);
+        flags.extend(more.iter().map(|flag| flag.to_string()));
+        flags
+    };
+    let go = |out: &str, more: &[&'static str]| {
+        let flags = flags(more);
+        result(&train(&bench, out, &flags.iter().map(String::as_str).collect::<Vec<_>>()))
+    };
+    let whole = go("whole", &["--max-steps", "6"]);
+    assert_eq!(whole["best_model"], bench.at("whole/best"));
+    for (out, more) in [
+        ("one", ["--threads", "1"]),
+        ("four", ["--threads", "4"]),
+        ("mlp", ["--recompute", "mlp"]),
+        ("layer", ["--recompute", "layer"]),
+    ] {
+        let found = go(out, &[&["--max-steps", "6"], &more[..]].concat());
+        assert_eq!((&found["model_sha256"], &found["best"]), (&whole["model_sha256"], &whole["best"]), "{out}");
+    }
+    go("resumed", &["--max-steps", "3"]);
+    let found = go("resumed", &["--max-steps", "6", "--resume", "true"]);
+    assert_eq!((&found["model_sha256"], &found["best"]), (&whole["model_sha256"], &whole["best"]));
+
+    // What was learned is in the model that was written, and its last checkpoint is a model too.
+    let (before, after) = (bench.at("model"), bench.at("whole/final"));
+    let loss =
+        |model: &str| result(&run(["eval", "--json", "--model", model, "--data", &rows]))["loss"].as_f64().unwrap();
+    assert!(loss(&after) < 0.8 * loss(&before), "{} to {}", loss(&before), loss(&after));
+    assert_eq!(loss(&bench.at("whole/checkpoint-6")), loss(&after));
+    let evaluated = whole["best"]["value"].as_f64().unwrap();
+    assert!((loss(&bench.at("whole/best")) - evaluated).abs() < 1e-6, "{evaluated}");
+    let inspected = result(&run(["inspect", "--json", &bench.at("whole/checkpoint-6")]));
+    assert_eq!((&inspected["step"], &inspected["prompt"]), (&json!(6), &Value::Null));
+
+    // A damaged checkpoint is refused, and so is one of another kind.
+    let file = bench.path("whole/checkpoint-6/optimizer.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let more = flags(&["--max-steps", "7", "--resume", "true"]);
+    let again = train(&bench, "whole", &more.iter().map(String::as_str).collect::<Vec<_>>());
+    refused("a damaged checkpoint", &again, 4, &["optimizer.safetensors", "SHA-256"]);
+}
+
+#[test]
+fn a_model_is_pretrained_from_nothing_on_texts() {
+    let bench = Bench::new();
+    bench.write("model/tokenizer.json", letters().1);
+    fs::remove_file(bench.path("model/model.safetensors")).unwrap();
+    let line = |text: &str| format!("{}\n", json!({"text": text}));
+    let texts = ["one two three", "two three four", "three one two"].map(line).concat().repeat(4);
+    bench.write("texts.jsonl", &texts);
+    let (data, model) = (bench.at("texts.jsonl"), bench.at("model"));
+    let more = ["--method", "pretrain", "--init-weights", "3", "--train-file", &data, "--max-length", "16"];
+    let first = result(&train(&bench, "first", &[&more[..], &["--max-steps", "1"]].concat()));
+    let last = result(&train(&bench, "last", &[&more[..], &["--max-steps", "60"]].concat()));
+    let (first_loss, last_loss) = (first["loss"].as_f64().unwrap(), last["loss"].as_f64().unwrap());
+    // Fresh weights know nothing: the loss begins at that of a uniform guess.
+    let vocabulary: Value = serde_json::from_slice(&fs::read(bench.path("model/config.json")).unwrap()).unwrap();
+    let uniform = vocabulary["vocab_size"].as_f64().unwrap().ln();
+    assert!((first_loss - uniform).abs() < 0.5, "{first_loss}, {uniform}");
+    assert!(last_loss < 0.5 * first_loss, "{first_loss} to {last_loss}");
+    let again = result(&train(&bench, "again", &[&more[..], &["--max-steps", "60", "--threads", "1"]].concat()));
+    assert_eq!(again["model_sha256"], last["model_sha256"]);
+    // The tokenizer has come along, so that the model can be used as it is.
+    let written =
+        run(["generate", "--json", "--model", &bench.at("last/final"), "--max-new-tokens", "5", "--text", "one t"]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+
+    for (what, flags, code, words) in [
+        ("no weights", vec!["--method", "full", "--train-file", &data], 4, vec!["model.safetensors"]),
+        (
+            "a prompt's flag",
+            [&more[..], &["--num-virtual-tokens", "5"]].concat(),
+            3,
+            vec!["num-virtual-tokens", "method"],
+        ),
+        ("adafactor", [&more[..], &["--optim", "adafactor"]].concat(), 3, vec!["optim", "adamw"]),
+        ("a prompt from nothing", vec!["--init-weights", "1", "--train-file", &data], 3, vec!["init-weights"]),
+    ] {
+        refused(what, &train(&bench, "refused", &flags), code, &words);
+    }
+    assert!(!bench.path("refused").exists(), "{model}");
+}
