@@ -75,6 +75,7 @@ pub struct TrainConfig {
     pub threads: Option<usize>,
     pub weights: Weights,
     pub recompute: RecomputePolicy,
+    pub memory_limit: Option<String>,
     pub resume: Resume,
     pub report_to: Vec<Report>,
 }
@@ -101,6 +102,8 @@ pub enum RecomputePolicy {
     Mlp,
     /// Layers.
     Layer,
+    /// As little as fits into `memory_limit`.
+    Auto,
 }
 
 /// Where the first prompt comes from.

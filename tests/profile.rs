@@ -40,7 +40,12 @@ type Case = (&'static str, ModelConfig, DType, (usize, usize, usize), usize);
 
 fn cases() -> Vec<Case> {
     use DType::{F32, F64};
-    let qwen2 = ModelConfig { family: Family::Qwen2, qkv_bias: true, tie_word_embeddings: false, ..llama(192, 640, 3, (6, 2), 3000) };
+    let qwen2 = ModelConfig {
+        family: Family::Qwen2,
+        qkv_bias: true,
+        tie_word_embeddings: false,
+        ..llama(192, 640, 3, (6, 2), 3000)
+    };
     vec![
         ("llama, wide vocabulary", llama(192, 512, 4, (3, 1), 12_000), F32, (20, 8, 32), 2),
         ("llama, deep", llama(144, 384, 12, (3, 3), 1000), F32, (10, 8, 24), 2),
@@ -80,7 +85,14 @@ fn check(what: &str, model: &Model, (prompt_rows, examples, tokens): (usize, usi
         predicted.peak().name,
     );
     for kind in Kind::ALL {
-        println!("      {:>18} {:>12} {:>12} | {:>12} {:>12}", kind.name(), predicted.peak().bytes(kind), measured.memory.at_peak(kind), predicted.most(kind), measured.memory.peak(kind));
+        println!(
+            "      {:>18} {:>12} {:>12} | {:>12} {:>12}",
+            kind.name(),
+            predicted.peak().bytes(kind),
+            measured.memory.at_peak(kind),
+            predicted.most(kind),
+            measured.memory.peak(kind)
+        );
     }
 }
 

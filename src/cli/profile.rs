@@ -6,12 +6,11 @@ use super::options::ComputeArgs;
 use super::{Terminal, printable, refuse_to_overwrite};
 use crate::bench::check_positions;
 use crate::device::{self, Device};
+use crate::device::{parse_bytes, shown_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use crate::models::{Model, ModelConfig, ModelOptions, Recompute};
-use crate::profile::{
-    Architecture, Measured, Method, Need, Parameters, Plan, Setup, Stream, measure, parse_bytes, predict, shown_bytes,
-};
+use crate::profile::{Architecture, Measured, Method, Need, Parameters, Plan, Setup, Stream, measure, predict};
 use crate::storage;
 use report::{Forecast, Predicted, Row, Subject, Told};
 use std::path::{Path, PathBuf};

@@ -4,13 +4,14 @@ use super::Terminal;
 use super::eval::{Limits, generated};
 use super::options::{encoder, left_out, longest};
 use crate::config::{KEYS, Method, Metric, Precision, PromptInit, RecomputePolicy, TrainConfig, Weights, environment};
-use crate::data::{Dataset, PackOptions, TextEncoder};
-use crate::device::{Device, Kind};
+use crate::data::{Dataset, Example, PackOptions, TextEncoder};
+use crate::device::{Device, Kind, parse_bytes, shown_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
 use crate::eval::{Labels, Score, mean_loss, rank};
 use crate::metrics::{Normalise, exact_match_rate};
 use crate::models::{Model, ModelOptions, Recompute, WeightStorage};
+use crate::profile::{Setup, Stream, choose, largest_batch, predict};
 use crate::prompt::{Init, PromptFile, initial_prompt};
 use crate::tensor::Tensor;
 use crate::train::{Observer, StepReport, Summary, Training, dataset_hash, refuse_to_overwrite, train};
@@ -72,13 +73,13 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     };
     let weights = if config.weights == Weights::Widened { WeightStorage::Widened } else { WeightStorage::Mapped };
     let recompute = match config.recompute {
-        RecomputePolicy::None => Recompute::None,
+        RecomputePolicy::None | RecomputePolicy::Auto => Recompute::None,
         RecomputePolicy::Mlp => Recompute::Mlp,
         RecomputePolicy::Layer => Recompute::Layer,
     };
     let trainable = config.method != Method::Prompt;
     let init_weights = config.init_weights;
-    let model =
+    let mut model =
         Model::open(&config.model, &device, ModelOptions { dtype, weights, recompute, trainable, init_weights })?;
 
     let limit = model.config().max_position_embeddings;
@@ -119,6 +120,10 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
         device.threads()
     ));
 
+    if let Some(limit) = config.memory_limit.as_deref().and_then(parse_bytes) {
+        fit_into(limit, &mut model, &config, &train_set, terminal)?;
+    }
+    let model = model;
     let initial = match config.method {
         Method::Prompt => first_prompt(&config, &model, &train_set, &options)?,
         Method::Full | Method::Pretrain => Vec::new(),
@@ -147,6 +152,45 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
         }
     })?;
     finish(&summary, config.method, &device, start, terminal)
+}
+
+/// Chooses what to recompute so that a step on the longest examples fits into `limit` bytes, or refuses.
+fn fit_into(
+    limit: u64,
+    model: &mut Model,
+    config: &TrainConfig,
+    train_set: &Dataset,
+    terminal: &Terminal,
+) -> Result<()> {
+    let examples = config.per_device_train_batch_size.min(train_set.examples.len()).max(1);
+    // The batch that needs the most, as even examples.
+    let mean_of_most = |size: fn(&Example) -> usize| {
+        let mut sizes: Vec<usize> = train_set.examples.iter().map(size).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        sizes[..examples].iter().sum::<usize>().div_ceil(examples)
+    };
+    let (tokens, labels) = (mean_of_most(Example::tokens), mean_of_most(|example| example.target_ids.len()));
+    let prompt_rows = if config.method == Method::Prompt { config.num_virtual_tokens } else { 0 };
+    let setup = Setup::of(model);
+    if config.recompute == RecomputePolicy::Auto {
+        let choice = choose(&setup, prompt_rows, examples, tokens, labels, limit)?;
+        let need = shown_bytes(choice.prediction.total());
+        terminal.note(&format!("recompute {}: a step is predicted to need {need}", choice.recompute.name()));
+        model.set_recompute(choice.recompute);
+        return Ok(());
+    }
+    let recompute = model.recompute();
+    let need = predict(&setup, &Stream::even(prompt_rows, examples, tokens, labels), recompute).total();
+    if need <= limit {
+        return Ok(());
+    }
+    let fits = largest_batch(&setup, prompt_rows, tokens, labels, recompute, limit);
+    let expected = format!("at least {} for a batch of {examples}", shown_bytes(need));
+    let hint = match fits {
+        0 => "not even one example fits: try --recompute auto".to_string(),
+        _ => format!("a batch of {fits} fits, or try --recompute auto"),
+    };
+    Err(Error::config(Place::item("memory_limit"), expected, shown_bytes(limit)).hint(hint))
 }
 
 fn first_prompt(

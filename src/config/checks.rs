@@ -1,13 +1,14 @@
 //! Keys that contradict each other.
 
-use super::{Method, Metric, Optim, PromptInit, Resolved, Source};
-use crate::device::Device;
+use super::{Method, Metric, Optim, PromptInit, RecomputePolicy, Resolved, Source};
+use crate::device::{Device, parse_bytes};
 use crate::{Error, Result};
 
 /// Refuses combinations that cannot be meant, naming both keys.
 pub(super) fn check(resolved: &Resolved) -> Result<()> {
     check_device(resolved)?;
     check_method(resolved)?;
+    check_memory(resolved)?;
     check_init(resolved)?;
     check_evaluation(resolved)?;
     check_steps(resolved)
@@ -54,6 +55,20 @@ fn check_method(resolved: &Resolved) -> Result<()> {
             .hint("texts have no labels"));
     }
     Ok(())
+}
+
+fn check_memory(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    match &config.memory_limit {
+        Some(limit) if parse_bytes(limit).is_none() => {
+            Err(Error::config(resolved.place("memory_limit"), "bytes, as 8GiB, 500MB or 1000000", format!("{limit:?}")))
+        }
+        None if config.recompute == RecomputePolicy::Auto => {
+            Err(Error::config(resolved.place("recompute"), "memory_limit beside recompute = auto", "none")
+                .hint("say how much memory a step may need"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_init(resolved: &Resolved) -> Result<()> {

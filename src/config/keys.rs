@@ -245,10 +245,17 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "recompute",
-        "none|mlp|layer",
-        Choice(&["none", "mlp", "layer"]),
+        "none|mlp|layer|auto",
+        Choice(&["none", "mlp", "layer", "auto"]),
         Is("none"),
-        "What is computed again in the backward pass rather than kept: less memory, more time",
+        "What is computed again in the backward pass rather than kept; auto: as little as fits into memory_limit",
+    ),
+    key(
+        "memory_limit",
+        "BYTES",
+        Text,
+        Unset,
+        "The most memory that a step may need, as 8GiB or 500MB; what is predicted to need more is refused beforehand",
     ),
     key(
         "resume",

@@ -4,6 +4,7 @@
 //! many bytes are held for what, and what the peak was.
 
 mod buffer;
+mod bytes;
 mod cpu;
 #[allow(unsafe_code, reason = "the driver's interface")]
 mod cuda;
@@ -14,6 +15,7 @@ mod pool;
 mod resident;
 
 pub use buffer::Buffer;
+pub use bytes::{parse_bytes, shown_bytes};
 pub use cpu::CpuDevice;
 pub(crate) use cuda::count::{COPY, DOWNLOAD, FILL, PRODUCT, UPLOAD};
 pub(crate) use cuda::{Arg, Grid, Kernel, Layout, Operand, Operation, Pointers};

@@ -270,6 +270,11 @@ impl Model {
         self.weights
     }
 
+    /// Changes what is computed again in the backward pass; no bit of a result depends on it.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
+    }
+
     /// What is computed again in the backward pass rather than kept.
     pub fn recompute(&self) -> Recompute {
         self.recompute

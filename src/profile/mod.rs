@@ -33,7 +33,7 @@ mod sizes;
 mod t5;
 
 pub use architecture::{Architecture, Need, Plan};
-pub use choose::{Choice, choose, largest_batch, parse_bytes, shown_bytes};
+pub use choose::{Choice, choose, largest_batch};
 pub use measure::{Measured, measure};
 pub use moments::{Moment, Prediction, predict};
 pub use sizes::{Method, Parameters, Setup, Stream};

@@ -157,7 +157,7 @@ impl Training<'_> {
     /// What must not change between a checkpoint and the run that goes on from it.
     fn fingerprints(&self) -> Result<Fingerprints> {
         /// Keys that change where results go or how fast they come, not what they are. Files count by their contents.
-        const INDIFFERENT: [&str; 13] = [
+        const INDIFFERENT: [&str; 14] = [
             "model",
             "output_dir",
             "train_file",
@@ -165,6 +165,7 @@ impl Training<'_> {
             "prompt_init_file",
             "threads",
             "recompute",
+            "memory_limit",
             "device",
             "resume",
             "report_to",
