@@ -7,7 +7,6 @@ pub mod activation;
 pub mod add;
 pub mod attention;
 pub mod cast;
-#[allow(unsafe_code, reason = "kernel launches")]
 pub(crate) mod columns;
 pub mod embedding;
 pub mod gated;

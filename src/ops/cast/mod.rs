@@ -31,11 +31,7 @@ pub fn cast(tape: &mut Tape, x: &Var, dtype: DType) -> Result<Var> {
     }))
 }
 
-/// `x` in another type.
-///
-/// # Errors
-/// As [`cast`].
-pub(crate) fn convert(x: &Tensor, dtype: DType, kind: Kind) -> Result<Tensor> {
+fn convert(x: &Tensor, dtype: DType, kind: Kind) -> Result<Tensor> {
     match x.device() {
         Device::Cpu(_) => Err(Error::op("cast", format!("{} on a CPU", x.dtype()), dtype.to_string())),
         Device::Cuda(cuda) => cuda::convert(cuda, x, dtype, kind),

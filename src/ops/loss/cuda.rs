@@ -146,11 +146,24 @@ pub(super) fn cross_entropy_trained(
         }
     }
     if sum_dtype != dtype {
-        head_gradient = crate::ops::cast::convert(&head_gradient, dtype, Kind::Gradients)?;
+        head_gradient = rounded(cuda, &head_gradient, dtype)?;
     }
     let mut loss = Tensor::zeros(device, 1, 1, DType::F32, Kind::Workspace);
     let nll = find_nll(cuda, &running, &picked, None, Some((&mut loss, &scales)))?;
     Ok(Found { loss, nll, gradient: Some(gradient), head_gradient: Some(head_gradient) })
+}
+
+/// A gradient in f32 in a narrower type.
+fn rounded(cuda: &CudaDevice, gradient: &Tensor, dtype: DType) -> Result<Tensor> {
+    let mut narrow = Tensor::scratch(gradient.device(), gradient.rows(), gradient.cols(), dtype, Kind::Gradients);
+    let args = [
+        Arg::tensor(gradient),        // const float* x
+        Arg::tensor_mut(&mut narrow), // T* y
+        Arg::long(gradient.len()),    // long long count
+    ];
+    // SAFETY: both hold `count` elements. A thread has 8 of them.
+    unsafe { cuda.kernel("cast", "cast_f32", dtype)?.run(Grid::cover(gradient.len().div_ceil(8), 256), &args) }?;
+    Ok(narrow)
 }
 
 /// The negative log-likelihoods of the `wanted` (row, token) pairs.

@@ -1,5 +1,5 @@
-//! Sums over the rows of a matrix on a GPU, `kernels/columns.cu`: the gradients of biases and of norms' weights. Rows are
-//! added in parts, and the parts in their order.
+//! `kernels/columns.cu`: the gradients of biases and of norms' weights. Rows are added in parts, and the parts in their
+//! order.
 
 use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind};
 use crate::error::Result;
