@@ -23,12 +23,13 @@
 //! | MLP | `r (d + g f) e` | `r d e` | |
 //! | more, if weights are trained | `S d e + r (d + f) e`, in the last layer `s d e` | `S d e` | |
 //!
-//! The last layer keeps as with `none`, whatever the policy. See [`moments`] for the rest.
+//! The last layer keeps as with `none`, whatever the policy. The rest is in `moments.rs`, what ops need beside it in `scratch.rs`.
 
 mod architecture;
 mod choose;
 mod measure;
 mod moments;
+mod scratch;
 mod sizes;
 mod t5;
 
@@ -36,5 +37,5 @@ pub use architecture::{Architecture, Need, Plan};
 pub use choose::{Choice, choose, largest_batch};
 pub use measure::{Measured, measure};
 pub use moments::{Moment, Prediction, predict};
-pub use sizes::{Method, Parameters, Setup, Stream};
+pub use sizes::{MOST_ROWS, Method, Parameters, Setup, Stream};
 pub use t5::{T5Config, T5Peak, T5Step};

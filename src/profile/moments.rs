@@ -4,7 +4,6 @@ use super::sizes::{Method, Parameters, Setup, Stream, Widths};
 use crate::device::Kind;
 use crate::dtype::DType;
 use crate::models::Recompute;
-use crate::ops::loss::TRAINED_LOGITS;
 
 /// What is held at one moment of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,31 +63,12 @@ pub fn predict(setup: &Setup, stream: &Stream, recompute: Recompute) -> Predicti
     Prediction { moments, peak }
 }
 
-/// Output columns of a panel of weights that a thread widens: `PANEL` in `ops/gemm/cpu.rs`.
-const PANEL: u128 = 96;
-/// Sums of at most so many products are taken in f64 on the CPU: `SHORT` in `ops/linear/cpu.rs`.
-const NARROW: u128 = 128;
-/// Heads of at most so many elements are worked on in f64 on the CPU: `SHORT` in `ops/attention/cpu.rs`.
-const NARROW_HEAD: u128 = 16;
-/// Groups of segments that have sums of their own: `GROUPS` in `ops/attention/cpu.rs`.
-const GROUPS: u128 = 32;
-/// Queries in a tile of attention on the CPU: `TILE_QUERIES` in `ops/attention/tile.rs`.
-const TILE: u128 = 192;
-/// Keys of a tile on a GPU, and the partial sums of one, at most: `tile` and `TASKS_PER_TILE` in `ops/attention`.
-const GPU_TILE: u128 = 64;
-const GPU_PARTS: u128 = 32;
-/// Logits at once, at most, and the bounds of a chunk of the vocabulary: `ops/loss/cpu.rs` and `cuda.rs`.
-const LOGITS: u128 = 4 * 1024 * 1024;
-const CHUNK: (u128, u128) = (192, 4032);
-const GPU_CHUNK: (u128, u128) = (512, 16 * 1024);
-const GPU_WIDENED: u128 = 16 * 1024 * 1024;
-
 /// Bytes by what they are held for, beside weights and optimizer.
 #[derive(Debug, Clone, Copy, Default)]
-struct Held {
-    saved: u128,
-    workspace: u128,
-    gradients: u128,
+pub(super) struct Held {
+    pub(super) saved: u128,
+    pub(super) workspace: u128,
+    pub(super) gradients: u128,
 }
 
 impl std::ops::Add for Held {
@@ -102,45 +82,45 @@ impl std::ops::Add for Held {
     }
 }
 
-fn saved(bytes: u128) -> Held {
+pub(super) fn saved(bytes: u128) -> Held {
     Held { saved: bytes, ..Held::default() }
 }
 
-fn workspace(bytes: u128) -> Held {
+pub(super) fn workspace(bytes: u128) -> Held {
     Held { workspace: bytes, ..Held::default() }
 }
 
-fn gradients(bytes: u128) -> Held {
+pub(super) fn gradients(bytes: u128) -> Held {
     Held { gradients: bytes, ..Held::default() }
 }
 
 /// One step, in symbols.
-struct Step<'a> {
-    setup: &'a Setup,
-    recompute: Recompute,
-    count: Parameters,
-    w: Widths,
-    prompt: u128,
-    rows: u128,
-    scored: u128,
-    examples: u128,
-    longest: u128,
-    e: u128,
-    a: u128,
+pub(super) struct Step<'a> {
+    pub(super) setup: &'a Setup,
+    pub(super) recompute: Recompute,
+    pub(super) count: Parameters,
+    pub(super) w: Widths,
+    pub(super) prompt: u128,
+    pub(super) rows: u128,
+    pub(super) scored: u128,
+    pub(super) examples: u128,
+    pub(super) longest: u128,
+    pub(super) e: u128,
+    pub(super) a: u128,
     /// Whether weights are trained.
-    trains: bool,
+    pub(super) trains: bool,
 }
 
 /// One layer, in symbols.
-struct Layer {
-    index: u128,
-    is_last: bool,
+pub(super) struct Layer {
+    pub(super) index: u128,
+    pub(super) is_last: bool,
     /// b
-    before: u128,
+    pub(super) before: u128,
     /// r
-    asking: u128,
+    pub(super) asking: u128,
     /// The policy that holds in it.
-    recompute: Recompute,
+    pub(super) recompute: Recompute,
 }
 
 impl<'a> Step<'a> {
@@ -233,82 +213,6 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Scratch of a product of `rows` rows with a matrix from `inputs` to `outputs` numbers: the weights that are widened
-    /// for it, and the whole in f64 where the CPU takes short sums of f32 so.
-    fn product(&self, rows: u128, inputs: u128, outputs: u128) -> u128 {
-        let Self { setup, e, .. } = self;
-        if setup.on_gpu {
-            return if setup.is_direct() { 0 } else { inputs * outputs * e };
-        }
-        let panels = outputs.div_ceil(PANEL).min(setup.threads as u128) * PANEL.min(outputs) * inputs;
-        if setup.dtype == DType::F32 && inputs <= NARROW {
-            return 8 * (rows * (inputs + outputs) + panels);
-        }
-        if setup.is_direct() { 0 } else { panels * e }
-    }
-
-    fn is_narrow_attention(&self) -> bool {
-        !self.setup.on_gpu && self.setup.dtype == DType::F32 && self.w.dim <= NARROW_HEAD
-    }
-
-    /// Scratch of attention's forward pass: of each thread the queries, their scores and a sum; all in f64 for small heads.
-    fn attention_scratch(&self, layer: &Layer) -> u128 {
-        let Self { w, .. } = self;
-        if self.setup.on_gpu {
-            return 0;
-        }
-        let (queries, keys) = self.tile(layer);
-        let (wide, element) = if self.is_narrow_attention() {
-            (8 * (layer.asking * (2 * w.q + w.h) + 2 * self.rows * w.k), 8)
-        } else {
-            (0, self.e)
-        };
-        wide + self.setup.threads as u128 * queries * (w.dim + keys + 1) * element
-    }
-
-    /// Stacked queries of a tile on the CPU, and the keys that they see.
-    fn tile(&self, layer: &Layer) -> (u128, u128) {
-        let group = self.w.h / self.w.key_heads.max(1);
-        let of_example = if layer.is_last { self.scored.div_ceil(self.examples.max(1)) } else { self.longest };
-        let of_prompt = if layer.is_last { 0 } else { self.prompt };
-        let rows = (TILE / group.max(1)).max(8).min(of_example.max(of_prompt));
-        (rows * group, self.prompt + self.longest)
-    }
-
-    /// Scratch of attention's backward pass. On the CPU each group of segments sums up what its segments add to the keys of
-    /// the prompt; on a GPU the queries of a tile of keys are divided among blocks.
-    fn attention_backward_scratch(&self, layer: &Layer) -> u128 {
-        let Self { w, .. } = self;
-        let (b, r, reached) = (layer.before, layer.asking, self.reached(layer));
-        if self.setup.on_gpu {
-            let tiles = b.div_ceil(GPU_TILE).min(self.prompt.div_ceil(GPU_TILE));
-            let group = w.h / w.key_heads.max(1);
-            let parts = (r * group).div_ceil(256).clamp(1, GPU_PARTS);
-            let slots = if parts == 1 { 0 } else { tiles * parts };
-            return r * w.h * 4 + 2 * slots * GPU_TILE * w.k * 4;
-        }
-        let segments = self.examples + if layer.is_last { 0 } else { 1 };
-        let groups = segments.div_ceil(segments.div_ceil(GROUPS).max(1)).min(self.examples);
-        let (wide, element) = if self.is_narrow_attention() {
-            let kept = r * (2 * w.q + w.h) + 2 * b * w.k;
-            (8 * (kept + r * w.q + reached * w.q + 2 * b * w.k), 8)
-        } else {
-            (0, self.e)
-        };
-        let (queries, keys) = self.tile(layer);
-        let keys = keys.max(1) - self.prompt.min(self.longest);
-        let of_threads = self.setup.threads as u128 * queries * (3 * w.dim + 2 + 2 * keys);
-        wide + (groups * 2 * self.prompt * w.k + of_threads) * element
-    }
-
-    /// Query rows of a layer whose gradient goes on.
-    fn reached(&self, layer: &Layer) -> u128 {
-        match layer.index == 0 && !self.trains {
-            true => layer.asking.min(self.prompt),
-            false => layer.asking,
-        }
-    }
-
     /// The moments of a layer's forward pass, given what it holds beside it. `keeps` is whether the tape records it.
     fn forward(&self, layer: &Layer, keeps: bool) -> Vec<(&'static str, Held)> {
         let Self { w, e, .. } = self;
@@ -374,20 +278,25 @@ impl<'a> Step<'a> {
             let recorded = self.forward(&Layer { recompute: Recompute::None, ..*layer }, true);
             let of_mlp = layer.recompute == Recompute::Mlp;
             let again = recorded.into_iter().skip(if of_mlp { 2 } else { 0 });
-            moments.extend(again.map(|(_, held)| ("backward: forward again", held + gradients(r * d * e))));
-            if layer.recompute == Recompute::Layer && b < rows {
-                // The whole input is held while the layer is walked back.
-                base = saved(rows * d * e);
-            }
+            // The first layer's whole input is held while the layer is walked back, but not where that is its MLP alone.
+            let input = if b < rows { rows * d * e } else { 0 };
+            moments.extend(again.map(|(_, mut held)| {
+                held.workspace -= input;
+                held.saved += if of_mlp { 0 } else { input };
+                ("backward: forward again", held + gradients(r * d * e))
+            }));
+            base = saved(if of_mlp { 0 } else { input });
         }
         let reached = self.reached(layer);
         let in_mlp = (g + 1) * f * d;
         let at_attention = r * d * e + r * q * e + (reached * q + 2 * b * k) * e;
         let of_normed = if layer.is_last { (b + rows.min(b)) * d * e } else { (r + b) * d * e };
+        // `up` is walked back first, and its output's gradient let go.
+        let of_projections = (g * r * f * e + weights(2 * f * d)).max(r * f * e + weights(in_mlp));
         let list = [
             (
                 "backward: down",
-                saved(attention + mlp)
+                saved(attention + mlp - inner)
                     + gradients((r * d + r * f) * e + weights(f * d))
                     + workspace(self.product(r, d, f)),
             ),
@@ -398,7 +307,7 @@ impl<'a> Step<'a> {
             (
                 "backward: gate and up",
                 saved(attention + r * d * e + self.if_trained(r * d * e))
-                    + gradients((2 * r * d + g * r * f) * e + weights(in_mlp))
+                    + gradients(2 * r * d * e + of_projections)
                     + workspace(self.product(r, f, d)),
             ),
             (
@@ -410,38 +319,12 @@ impl<'a> Step<'a> {
             (
                 "backward: queries, keys and values",
                 saved(b * d * e + self.if_trained(rows * d * e))
-                    + gradients(of_normed + 2 * b * k * e + weights(self.count.layer))
-                    + workspace(self.product(r, q, d)),
+                    + gradients(of_normed + 2 * b * k * e + weights(self.count.layer - k * d))
+                    + workspace(self.product(reached, q, d).max(self.product(b, k, d))),
             ),
         ];
         moments.extend(list.map(|(name, held)| (name, held + base)));
         moments
-    }
-
-    /// The loss and, where the head is trained, its gradient: beside the hidden rows a chunk of logits.
-    fn loss(&self) -> Held {
-        let Self { w, e, setup, scored: s, .. } = self;
-        let hidden = s * w.d * e;
-        if self.trains {
-            let taken = (TRAINED_LOGITS as u128 / w.v.max(1)).clamp(1, (*s).max(1));
-            let logit = if setup.on_gpu { 4 } else { *e };
-            return saved(hidden) + gradients(hidden + w.v * w.d * e) + workspace(hidden + taken * w.v * logit);
-        }
-        let (least, most) = if setup.on_gpu { GPU_CHUNK } else { CHUNK };
-        let most = match setup.on_gpu && !setup.is_direct() {
-            true => most.min(GPU_WIDENED / w.d.max(1)),
-            false => most,
-        };
-        let chunk = (LOGITS / s.max(&1)).min(most).max(least).min(w.v);
-        let widened = if setup.is_direct() { 0 } else { chunk * w.d * e };
-        let scratch = if setup.on_gpu {
-            let label_rows = if setup.is_direct() { 0 } else { hidden };
-            // f32 logits, a running maximum and sum of each row, sums in f32.
-            s * chunk.next_multiple_of(4) * 4 + s * 16 + s * w.d * 4 + label_rows
-        } else {
-            s * chunk * e
-        };
-        saved(hidden) + workspace(2 * hidden + scratch + widened)
     }
 
     fn moments(&self) -> Vec<Moment> {
@@ -452,36 +335,38 @@ impl<'a> Step<'a> {
             moments.push(Moment { name, layer: layer.map(|index| index as usize), bytes });
         };
         let Self { w, e, .. } = self;
-        // What the layers in front of each keep.
-        let layers: Vec<Layer> = (0..w.n).map(|index| self.layer(index)).collect();
-        let mut before = Vec::with_capacity(layers.len());
-        let mut kept = 0;
+        // What is held changes by as much from each layer in the middle to the next, so the most is in the first or last of them.
+        let mut looked_at = vec![0, 1, w.n.saturating_sub(2), w.n - 1];
+        looked_at.retain(|&index| index < w.n);
+        looked_at.sort_unstable();
+        looked_at.dedup();
+        let layers: Vec<Layer> = looked_at.into_iter().map(|index| self.layer(index)).collect();
+        let middle = if w.n > 2 { self.kept(&self.layer(1)) } else { 0 };
+        let first = self.kept(&self.layer(0));
+        let before = |layer: &Layer| if layer.index == 0 { 0 } else { first + (layer.index - 1) * middle };
         for layer in &layers {
-            before.push(kept);
             for (name, held) in self.forward(layer, layer.recompute != Recompute::Layer) {
-                add(name, Some(layer.index), saved(kept) + held);
+                add(name, Some(layer.index), saved(before(layer)) + held);
             }
-            kept += self.kept(layer);
         }
+        let last = self.layer(w.n - 1);
+        let kept = before(&last) + self.kept(&last);
         add("loss", None, saved(kept) + self.loss());
 
-        // Gradients of the weights that the walk back has passed.
         let head = self.if_trained(w.v * w.d * e);
-        let mut passed = head;
         let norm = 2 * self.scored * w.d * e;
-        add("backward: loss", None, saved(kept + self.scored * w.d * e) + gradients(norm + passed));
-        for (layer, kept) in layers.iter().zip(before).rev() {
+        add("backward: loss", None, saved(kept + self.scored * w.d * e) + gradients(norm + head));
+        for layer in layers.iter().rev() {
+            // Gradients of the weights that the walk back has passed.
+            let passed = head + self.if_trained((w.n - 1 - layer.index) * self.count.layer * e);
             for (name, held) in self.backward(layer) {
-                add(name, Some(layer.index), saved(kept) + gradients(passed) + held);
+                add(name, Some(layer.index), saved(before(layer)) + gradients(passed) + held);
             }
-            passed += self.if_trained(self.count.layer * e);
         }
         if self.trains {
             let all = self.count.total * e;
             add("backward: embedding", None, gradients(all + self.rows * w.d * e));
-            // In bf16 a gradient is widened, and the weight rounded from its copy.
-            let converted = if self.e < self.a { self.count.largest * (self.a + e) } else { 0 };
-            add("optimizer", None, gradients(all) + workspace(converted));
+            add("optimizer", None, gradients(all));
         } else {
             add("optimizer", None, gradients(self.prompt * w.d * self.a));
         }

@@ -23,8 +23,6 @@ pub struct Parameters {
     pub layer: u128,
     /// Those of the biases and norms, of all layers.
     pub vectors: u128,
-    /// The largest tensor.
-    pub largest: u128,
 }
 
 impl Parameters {
@@ -41,12 +39,7 @@ impl Parameters {
         let layer = 2 * d * q + 2 * d * k + (g + 1) * d * f + vectors_of_layer;
         let head = given(!config.tie_word_embeddings, v * d);
         let positions = given(is_gpt2, config.max_position_embeddings as u128 * d);
-        Self {
-            total: v * d + head + positions + n * layer + norm,
-            layer,
-            vectors: n * vectors_of_layer + norm,
-            largest: (v * d).max(d * f).max(d * q).max(positions),
-        }
+        Self { total: v * d + head + positions + n * layer + norm, layer, vectors: n * vectors_of_layer + norm }
     }
 }
 
@@ -84,6 +77,9 @@ impl Widths {
     }
 }
 
+/// The most rows that are told apart: products of them with a model's widths stay within 128 bits.
+pub const MOST_ROWS: usize = 1 << 28;
+
 /// The rows of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream {
@@ -101,11 +97,18 @@ pub struct Stream {
 
 impl Stream {
     /// `examples` examples of `tokens` tokens each, of which the last `labels` are predicted, behind `prompt_rows` rows. An
-    /// example's last token is no row.
+    /// example's last token is no row. More rows than any machine holds are taken for as many as [`MOST_ROWS`].
     pub fn even(prompt_rows: usize, examples: usize, tokens: usize, labels: usize) -> Self {
+        let most = |rows: usize| rows.min(MOST_ROWS);
         let longest = tokens.saturating_sub(1);
         let rows = prompt_rows.saturating_add(examples.saturating_mul(longest));
-        Self { prompt_rows, examples, rows, scored: examples.saturating_mul(labels), longest }
+        Self {
+            prompt_rows: most(prompt_rows),
+            examples: most(examples),
+            rows: most(rows),
+            scored: most(examples.saturating_mul(labels)),
+            longest: most(longest),
+        }
     }
 
     /// The rows of a layout.
