@@ -1,11 +1,26 @@
 //! What the whole process holds in memory, by the system's account: the mapped weights that were read, the heap and the
 //! stacks, beside what [`super::Device::memory`] counts.
 
-/// Starts a new peak of the process's resident memory. `false` where the system has no such thing: Linux does
-/// (`clear_refs` in proc(5)).
+/// Starts a new peak of the process's resident memory, of which what was freed and kept for later is no part. `false` where
+/// the system has no such thing: Linux does (`clear_refs` in proc(5)).
 pub fn reset_peak_rss() -> bool {
+    give_back_freed();
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
+
+/// Returns to the system what the C library's allocator keeps of freed memory: a model that was dropped, say.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "a call of the C library")]
+fn give_back_freed() {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: malloc_trim(3) may be called at any time, from any thread; it touches free memory only.
+    unsafe { malloc_trim(0) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_back_freed() {}
 
 /// The most bytes that were resident since the last [`reset_peak_rss`], or since the start (`VmHWM` in proc(5)).
 pub fn peak_rss() -> Option<usize> {

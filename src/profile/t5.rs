@@ -385,8 +385,9 @@ mod tests {
     #[test]
     fn policies_save_and_weights_cost() {
         let xxl = xxl();
-        for method in [Method::Prompt, Method::Full] {
-            let need = |recompute| xxl.peak(&step(method, recompute, 16)).total();
+        // Beside gradients and moments of all weights a few examples do not show.
+        for (method, examples) in [(Method::Prompt, 16), (Method::Full, 4096)] {
+            let need = |recompute| xxl.peak(&step(method, recompute, examples)).total();
             let [none, mlp, layer] = Recompute::ALL.map(need);
             assert!(none > mlp && mlp > layer, "{method:?}: {none} {mlp} {layer}");
         }

@@ -217,7 +217,9 @@ pub(super) fn measured(subject: &Subject, rows: &[Row]) -> Told {
         let mut cells = strings([method_name(row.method), row.recompute.name()]);
         cells.extend(Kind::ALL.map(|kind| shown(bytes(kind))));
         cells.extend([shown(total), shown(row.need.as_ref().map(Need::total))]);
-        cells.push(error.map_or_else(|| "-".to_owned(), |error| format!("{error:+.1} %")));
+        // Without a minus in front of nothing.
+        let rounded = error.map(|error| (10.0 * error).round() / 10.0 + 0.0);
+        cells.push(rounded.map_or_else(|| "-".to_owned(), |error| format!("{error:+.1} %")));
         cells.push(shown(process.map(|bytes| bytes as u64)));
         table.rows.push(cells);
         if row.measured.is_some() {
