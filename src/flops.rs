@@ -95,3 +95,37 @@ pub fn attention_flops(config: &ModelConfig, layout: &Layout) -> f64 {
     let middle = config.num_hidden_layers.saturating_sub(1) as f64;
     per_pair * 7.0 * (middle * pairs(&layout.all) + pairs(&layout.scored))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::Batch;
+
+    #[test]
+    fn trained_matrices_have_a_third_product_and_the_first_layer_a_whole_backward_pass() {
+        for name in ["gpt2", "smollm2-135m"] {
+            let config = ModelConfig::named(name).unwrap();
+            let mut batch = Batch::new();
+            batch.push(&[1, 2, 3], &[4, 5]).unwrap();
+            batch.push(&[1, 2, 3, 4, 5, 6], &[7]).unwrap();
+            let layout = batch.layout(0).unwrap();
+            let total = |products: Vec<Product>| products.iter().map(Product::flops).sum::<f64>();
+            let frozen = total(frozen_products(&config, &layout));
+            let trained = total(trained_products(&config, &layout));
+            // Worked by hand: each matrix's elements times the rows it is applied to, which are fewer in the last layer.
+            let (rows, scored) = (10.0, 3.0);
+            let (width, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+            let queries = (config.num_attention_heads * config.head_dim) as f64;
+            let keys = (config.num_key_value_heads * config.head_dim) as f64;
+            let in_mlp = if config.family == Family::Gpt2 { 2.0 } else { 3.0 };
+            let (kept, rest) = (2.0 * width * keys, width * (2.0 * queries + in_mlp * inner));
+            let last = rows * kept + scored * rest;
+            let layers = (config.num_hidden_layers - 1) as f64 * rows * (kept + rest) + last;
+            let forward = 2.0 * (layers + scored * width * config.vocab_size as f64);
+            assert!((trained / (3.0 * forward) - 1.0).abs() < 1e-12, "{name}: {trained} and {forward}");
+            // Without a prompt, nothing goes back through the first layer's projections of frozen weights.
+            let spared = 2.0 * rows * (kept + width * queries);
+            assert!((frozen / (2.0 * forward - spared) - 1.0).abs() < 1e-12, "{name}: {frozen} and {forward}");
+        }
+    }
+}

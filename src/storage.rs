@@ -321,6 +321,21 @@ mod tests {
         assert_eq!(atomic_write("..", b"x").unwrap_err().exit_code(), 7);
     }
 
+    #[test]
+    fn whether_a_path_can_be_written_is_told_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("plain"), b"kept").unwrap();
+        for name in ["new", "not/there/yet", "plain"] {
+            check_writable(dir.path().join(name)).unwrap();
+        }
+        for name in ["plain/child", "plain/child/file", ""] {
+            assert_eq!(check_writable(dir.path().join(name)).unwrap_err().exit_code(), 7, "{name}");
+        }
+        assert_eq!(names(dir.path()), ["plain"]);
+        assert_eq!(fs::read(dir.path().join("plain")).unwrap(), b"kept");
+        check_writable("new").unwrap();
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_read_only_directory_refuses() {

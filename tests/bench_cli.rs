@@ -59,17 +59,12 @@ fn the_parts_of_a_step_add_up_to_it() {
         assert!(parts <= whole && parts >= 0.9 * whole, "{more:?}: {parts} of {whole}");
         assert!(number(&found["phases"]["forward"]) > 0.0 && number(&found["phases"]["backward"]) > 0.0);
         assert!(number(&found["gemm_gflops_per_second"]) > 0.0 && number(&found["gemm_ratio"]) > 0.0);
-        let full = more.contains(&"full");
-        assert_eq!(
-            found["num_virtual_tokens"],
-            if full {
-                0
-            } else if more.len() > 1 && more[1] == "20" {
-                20
-            } else {
-                100
-            }
-        );
+        let prompt_rows = match more[1] {
+            "full" => 0,
+            "20" => 20,
+            _ => 100,
+        };
+        assert_eq!(found["num_virtual_tokens"], prompt_rows);
     }
 }
 

@@ -24,6 +24,9 @@ pub fn check_positions(config: &ModelConfig, prompt_rows: usize, tokens: usize) 
 /// Refuses a step on a CPU that would keep more than the system has: such a process is ended rather than told. What is
 /// refused could not have run; what is not may still be too large. A GPU says itself when its memory is full.
 ///
+/// `weight_copies` is how often the model's matrices will be held in `dtype` beside what is held now: themselves, if they are
+/// still to be made, and their gradient and the two of the optimizer, if they are trained.
+///
 /// # Errors
 /// [`Error::Device`] saying what there is.
 pub fn check_memory(
@@ -32,17 +35,30 @@ pub fn check_memory(
     dtype: DType,
     recompute: Recompute,
     stream_rows: usize,
+    weight_copies: usize,
 ) -> Result<()> {
     let Some(available) = device::available_memory().filter(|_| matches!(device, Device::Cpu(_))) else {
         return Ok(());
     };
-    let least = least_saved(config, recompute, stream_rows).saturating_mul(dtype.size());
+    let saved = least_saved(config, recompute, stream_rows);
+    let least = weights(config).saturating_mul(weight_copies).saturating_add(saved).saturating_mul(dtype.size());
     if least <= available {
         return Ok(());
     }
-    let (expected, got) = (format!("{} MiB at least for saved activations", least >> 20), available >> 20);
-    Err(Error::device(Place::item("cpu"), expected, format!("{got} MiB available"))
-        .hint("take fewer or shorter examples, or --recompute layer"))
+    let what = if weight_copies == 0 { "saved activations" } else { "saved activations and weights" };
+    let expected = format!("{} MiB at least for {what}", least >> 20);
+    Err(Error::device(Place::item("cpu"), expected, format!("{} MiB available", available >> 20))
+        .hint("take fewer or shorter examples, --recompute layer, or a smaller model"))
+}
+
+/// Elements of the model's matrices.
+fn weights(config: &ModelConfig) -> usize {
+    let (width, inner) = (config.hidden_size, config.intermediate_size);
+    let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+    let in_mlp = if config.family == Family::Gpt2 { 2 } else { 3 };
+    let layer = width * (2 * queries + 2 * keys + in_mlp * inner);
+    let tables = if config.tie_word_embeddings { 1 } else { 2 };
+    config.num_hidden_layers * layer + tables * config.vocab_size * width
 }
 
 /// Elements that any step keeps until its backward pass: of a layer after the first its input, and of one between first and
@@ -78,11 +94,19 @@ mod tests {
     fn what_no_machine_can_keep_is_refused() {
         let config = ModelConfig::named("smollm2-135m").unwrap();
         let cpu = Device::cpu(Some(1)).unwrap();
-        let check = |rows| check_memory(&config, &cpu, DType::F32, Recompute::Layer, rows);
+        let check = |rows| check_memory(&config, &cpu, DType::F32, Recompute::Layer, rows, 0);
         assert!(check(1).is_ok());
         if device::available_memory().is_some() {
             assert_eq!(check(usize::MAX).unwrap_err().exit_code(), 6);
+            let many = check_memory(&config, &cpu, DType::F32, Recompute::Layer, 1, usize::MAX).unwrap_err();
+            assert!(many.to_string().contains("weights"), "{many}");
         }
+    }
+
+    #[test]
+    fn matrices_are_counted_as_their_authors_do() {
+        // Parameters without norms and biases: 134.5 million in all by its authors, 61 norms of 576 among them.
+        assert_eq!(weights(&ModelConfig::named("smollm2-135m").unwrap()), 134_515_008 - 61 * 576);
     }
 
     #[test]

@@ -96,7 +96,10 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
         Trained::Weights => (0, trained_products),
     };
     let recompute = model.recompute();
-    check_memory(config, device, model.dtype(), recompute, prompt_rows.saturating_add(rows.stream_rows()))?;
+    // Gradients and the optimizer's moments; the weights themselves are there.
+    let copies = if matches!(trained, Trained::Weights) { 3 } else { 0 };
+    let stream_rows = prompt_rows.saturating_add(rows.stream_rows());
+    check_memory(config, device, model.dtype(), recompute, stream_rows, copies)?;
     let batch = rows.batch()?;
     let layout = batch.layout(prompt_rows)?;
     let products = count(config, &layout);

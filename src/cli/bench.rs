@@ -198,6 +198,12 @@ impl Plan<'_> {
     fn check_sizes(&self, config: &ModelConfig, device: &Device) -> Result<()> {
         let dtype = DType::named(&self.args.compute.dtype).unwrap_or_default();
         let recompute = Recompute::named(&self.args.recompute).unwrap_or_default();
+        // Made-up weights are not there yet.
+        let copies = match (self.args.config.is_some(), self.args.trains_weights()) {
+            (true, true) => 4,
+            (false, true) => 3,
+            (is_made, false) => usize::from(is_made),
+        };
         let all: Vec<Sizes> = match self.swept {
             Some(swept) => self.args.values.iter().map(|&value| self.sizes_at(swept, value)).collect(),
             None => vec![self.sizes],
@@ -209,7 +215,7 @@ impl Plan<'_> {
             } else {
                 check_positions(config, sizes.prompt_rows, sizes.tokens)?;
                 let rows = Rows::made(config.vocab_size, sizes.examples, sizes.tokens, self.args.uneven)?;
-                check_memory(config, device, dtype, recompute, sizes.prompt_rows + rows.stream_rows())?;
+                check_memory(config, device, dtype, recompute, sizes.prompt_rows + rows.stream_rows(), copies)?;
             }
         }
         Ok(())

@@ -1,9 +1,13 @@
 //! The CPU's memory: aligned buffers from a pool.
+//!
+//! Large blocks are maps of their own: what a step gives back to the system is then gone from the process at once. The
+//! library's allocator was seen to hold twice the account's peak, as each of its arenas keeps what its threads freed.
 
 use super::memory::{Kind, Ledger, OutOfMemory};
 use super::pool::Pool;
 use crate::error::{Error, Place, Result};
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +15,48 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
+
+/// Bytes from which on a block is a map of its own.
+const MAPPED: usize = 1 << 20;
+
+/// Memory from the system, zeroed when it is fresh.
+enum Block {
+    Allocated(Vec<Line>),
+    Mapped(MmapMut),
+}
+
+impl Block {
+    /// Fresh memory of so many lines, or nothing if the system has none to give.
+    fn fresh(lines: usize) -> Option<Self> {
+        let bytes = lines.checked_mul(size_of::<Line>())?;
+        if bytes < MAPPED {
+            return bytemuck::allocation::try_zeroed_vec(lines).ok().map(Self::Allocated);
+        }
+        let map = MmapMut::map_anon(bytes).ok()?;
+        // A wish: where it is not granted, pages are small.
+        #[cfg(target_os = "linux")]
+        drop(map.advise(memmap2::Advice::HugePage));
+        Some(Self::Mapped(map))
+    }
+
+    fn lines(&self) -> usize {
+        self.bytes().len() / size_of::<Line>()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Allocated(lines) => bytemuck::cast_slice(lines),
+            Self::Mapped(map) => map,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Allocated(lines) => bytemuck::cast_slice_mut(lines),
+            Self::Mapped(map) => map,
+        }
+    }
+}
 
 /// The processor: a thread pool, a memory pool and its account.
 #[derive(Clone)]
@@ -20,7 +66,7 @@ struct Inner {
     threads: rayon::ThreadPool,
     ledger: Ledger,
     /// Buffers given back, by length in lines.
-    pool: Mutex<Pool<Vec<Line>>>,
+    pool: Mutex<Pool<Block>>,
 }
 
 impl std::fmt::Debug for CpuDevice {
@@ -54,38 +100,33 @@ impl CpuDevice {
         &self.0.ledger
     }
 
-    fn pool(&self) -> MutexGuard<'_, Pool<Vec<Line>>> {
+    fn pool(&self) -> MutexGuard<'_, Pool<Block>> {
         self.0.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn allocate(&self, bytes: usize, kind: Kind) -> CpuBuffer {
         let lines = bytes.div_ceil(size_of::<Line>());
         self.0.ledger.add(bytes, kind);
-        let pooled = self.pool().take(lines).map(|(_, lines)| lines);
-        let mut lines =
-            pooled.or_else(|| fresh(lines)).unwrap_or_else(|| OutOfMemory::unwind(&self.0.ledger, bytes, kind));
+        let pooled = self.pool().take(lines).map(|(_, block)| block);
+        let mut block =
+            pooled.or_else(|| Block::fresh(lines)).unwrap_or_else(|| OutOfMemory::unwind(&self.0.ledger, bytes, kind));
         if cfg!(debug_assertions) {
             // All ones is a NaN in f32 and f64: what is read before it is written shows in the result.
-            bytemuck::cast_slice_mut::<Line, u8>(&mut lines).fill(0xFF);
+            block.bytes_mut().fill(0xFF);
         }
-        CpuBuffer { lines, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
+        CpuBuffer { block, bytes, kind: AtomicU8::new(kind as u8), device: self.clone() }
     }
 
-    fn give_back(&self, lines: Vec<Line>) {
+    fn give_back(&self, block: Block) {
         let room = self.0.ledger.room_in_pool() / size_of::<Line>();
-        let evicted = self.pool().put(lines.len(), lines, room);
+        let evicted = self.pool().put(block.lines(), block, room);
         drop(evicted);
     }
 }
 
-/// Zeroed memory, or nothing if the system has none to give.
-fn fresh(lines: usize) -> Option<Vec<Line>> {
-    bytemuck::allocation::try_zeroed_vec(lines).ok()
-}
-
 /// Bytes of device memory, aligned to 64, returned to the device's pool when dropped.
 pub struct CpuBuffer {
-    lines: Vec<Line>,
+    block: Block,
     bytes: usize,
     kind: AtomicU8,
     device: CpuDevice,
@@ -115,19 +156,20 @@ impl CpuBuffer {
 
     /// The contents as elements of `T`; the length must be whole in them.
     pub fn as_slice<T: Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.bytes])
+        bytemuck::cast_slice(&self.block.bytes()[..self.bytes])
     }
 
     /// The contents as elements of `T`, to be written.
     pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<Line, u8>(&mut self.lines)[..self.bytes])
+        bytemuck::cast_slice_mut(&mut self.block.bytes_mut()[..self.bytes])
     }
 }
 
 impl Drop for CpuBuffer {
     fn drop(&mut self) {
         self.device.0.ledger.remove(self.bytes, self.kind());
-        self.device.give_back(std::mem::take(&mut self.lines));
+        let block = std::mem::replace(&mut self.block, Block::Allocated(Vec::new()));
+        self.device.give_back(block);
     }
 }
 
