@@ -4,13 +4,19 @@
 //   embedding_forward   y[r] = prompt[r] for r < prompt_rows, else table[ids[r − prompt_rows]];  + places[positions[r]]
 //   embedding_backward  dprompt[p] = Σ dy[copy · prompt_rows + p] over the copies, in their order: the prompt-row
 //                       reduction of an encoder, whose examples have a copy of the prompt each. f32, and in dy's type.
+//   embedding_scatter   sums[t] += Σ dy[order[i]] over the i with targets[i] = t, in their order, rounded once: the
+//                       gradient of a table. The host sorts: `targets` rises, and one of `limit` or more is left out. The
+//                       block of a run's first place adds the run, the others do nothing, so that the launch is the same
+//                       whatever the tokens.
 //
 // Formats are codes of formats.cuh; place_format 0 means no positions. A table's row has so many bytes.
 //
 // Launch: forward 128 threads, grid rows; a thread has 8 elements at a time. backward 256 threads, 16 bytes a thread:
-// grid ceil(prompt_rows · cols / (256 · 16 / size)).
-// Registers: forward ≤ 64, backward ≤ 32: 8 blocks an SM, on sm_80 and sm_90.
-// Bytes: forward rows · (the row as stored + cols elements); backward (copies + 1) · prompt_rows · cols elements.
+// grid ceil(prompt_rows · cols / (256 · 16 / size)). scatter 128 threads, grid rows of dy; a thread has 16 bytes at a time,
+// or an element if rows are not multiples of that.
+// Registers: forward and scatter ≤ 64, backward ≤ 32: 8 blocks an SM, on sm_80 and sm_90.
+// Bytes: forward rows · (the row as stored + cols elements); backward (copies + 1) · prompt_rows · cols elements;
+// scatter (rows + 2 · distinct targets) · cols elements.
 
 #include "formats.cuh"
 
@@ -79,6 +85,28 @@ DEVICE void backward(const T* __restrict__ dy, To* __restrict__ dprompt, int cop
   }
 }
 
+template <typename T, int N>
+DEVICE void scatter(const T* __restrict__ dy, const int* __restrict__ targets, const int* __restrict__ order, T* sums,
+                    int rows, int limit, int cols) {
+  const int first = blockIdx.x, target = targets[first];
+  if (target >= limit || (first > 0 && targets[first - 1] == target)) return;
+  int end = first + 1;
+  while (end < rows && targets[end] == target) end++;
+  T* row = sums + static_cast<long long>(target) * cols;
+  for (int i = threadIdx.x * N; i < cols; i += blockDim.x * N) {
+    float sum[N];
+    load(row + i, sum);
+#pragma unroll 4
+    for (int k = first; k < end; k++) {
+      float v[N];
+      load(dy + static_cast<long long>(order[k]) * cols + i, v);
+#pragma unroll
+      for (int j = 0; j < N; j++) sum[j] += v[j];
+    }
+    store(row + i, sum);
+  }
+}
+
 #define INSTANCES(T, suffix)                                                                                           \
   KERNEL(embedding_forward_##suffix, 128)                                                                              \
   (const T* __restrict__ prompt, int prompt_rows, const uint8_t* __restrict__ table, int table_format,                 \
@@ -90,6 +118,15 @@ DEVICE void backward(const T* __restrict__ dy, To* __restrict__ dprompt, int cop
   KERNEL(embedding_backward_##suffix, 256)                                                                             \
   (const T* __restrict__ dy, T* __restrict__ dprompt, int copies, long long count) {                                   \
     backward(dy, dprompt, copies, count);                                                                              \
+  }                                                                                                                    \
+  KERNEL(embedding_scatter_##suffix, 128)                                                                              \
+  (const T* __restrict__ dy, const int* __restrict__ targets, const int* __restrict__ order, T* sums, int rows,        \
+   int limit, int cols) {                                                                                              \
+    if (rows_are_aligned<T>(cols)) {                                                                                   \
+      scatter<T, WIDTH<T>>(dy, targets, order, sums, rows, limit, cols);                                               \
+    } else {                                                                                                           \
+      scatter<T, 1>(dy, targets, order, sums, rows, limit, cols);                                                      \
+    }                                                                                                                  \
   }
 
 INSTANCES(float, f32)

@@ -4,11 +4,13 @@
 //   add_forward   s = x + a, rounded as stored; y is the norm of s. `s` may be `a`.
 //   backward      g = w ∘ dy, x̂ = (x − m) r:  dx = r (g − mean(g) − x̂ mean(g ∘ x̂)), or dx += that.
 //                 m and r are computed again.
+//   moments       (m, r) of each row, for columns_sum, which makes dw = Σ x̂ ∘ dy and db = Σ dy of them
 //
 // Launch: as rms_norm: 256 threads, grid ceil(rows / 8) up to SHORT_ROW columns, else rows. A row is read once from
 // memory; later passes find it in the L1 cache.
 // Registers ≤ 48: 5 blocks an SM, on sm_80 and sm_90.
-// Bytes, in elements: forward 2 rows·cols, add_forward 4 rows·cols, backward 3 (4 if added). FLOPs: 8, 9, 14 rows·cols.
+// Bytes, in elements: forward 2 rows·cols, add_forward 4 rows·cols, backward 3 (4 if added), moments rows·cols.
+// FLOPs: 8, 9, 14, 5 rows·cols.
 
 #include "norm.cuh"
 
@@ -99,6 +101,14 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ x, const T*
   }
 }
 
+template <typename T, int N>
+DEVICE void find_moments(const T* __restrict__ x, float2* __restrict__ moments, const RowPlace& at, int cols,
+                         float epsilon) {
+  const long long start = static_cast<long long>(at.row) * cols;
+  const Moments m = moments_of<N>(at, cols, epsilon, [=](int i, float(&v)[N]) { load(x + start + i, v); });
+  if (at.first(1) == 0) moments[at.row] = make_float2(m.mean, m.scale);
+}
+
 #define INSTANCES(T, suffix)                                                                                           \
   KERNEL(layer_norm_forward_##suffix, 256)                                                                             \
   (const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y, int rows,     \
@@ -114,6 +124,10 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ x, const T*
   (const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ weight, T* dx, int rows, int cols,         \
    float epsilon, int add) {                                                                                           \
     FOR_ROW(T, rows, cols, (backward<T, N>(dy, x, weight, dx, at, cols, epsilon, add != 0)));                          \
+  }                                                                                                                    \
+  KERNEL(layer_norm_moments_##suffix, 256)                                                                             \
+  (const T* __restrict__ x, float2* __restrict__ moments, int rows, int cols, float epsilon) {                         \
+    FOR_ROW(T, rows, cols, (find_moments<T, N>(x, moments, at, cols, epsilon)));                                       \
   }
 
 INSTANCES(float, f32)

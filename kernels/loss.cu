@@ -9,14 +9,19 @@
 // loss_finish makes the gradient of the sums, and loss_nll the negative log-likelihoods and the loss. No logit is computed
 // twice, and one chunk of them is held.
 //
-// The exponentials take the logits' place: in f32 as they lie, in bf16 in the first half of the row, so that the
+// Where the head is trained, rows see the whole vocabulary at once: loss_softmax turns their logits into what the gradient
+// of the logits is, scaleᵢ (softmaxᵢⱼ − [j = label]), and two products make dh and the head's gradient of that.
+//
+// The exponentials, or gradients, take the logits' place: in f32 as they lie, in bf16 in the first half of the row, so that the
 // leading dimension doubles. Sums over the vocabulary are f64, each in one order.
 //
 // Bytes of loss_chunk, a row: tokens · (4 + 4 + size of T), of which the second reading comes from cache, and
-// width · 8 where the maximum rises; about 20 instructions a logit. loss_finish: width · (4 + 2 · size of T) a row.
+// width · 8 where the maximum rises; about 20 instructions a logit. loss_softmax: tokens · (4 + size of T), the second and
+// third reading from cache; about 40 instructions a logit. loss_finish: width · (4 + 2 · size of T) a row.
 //
 //   kernel              grid               threads  shared    registers  blocks an SM, sm_80 and sm_90
 //   loss_chunk_*        rows               256      96 bytes  ≤ 40       6
+//   loss_softmax_*      rows               256      104 bytes ≤ 40       6
 //   loss_pick           ⌈count / 256⌉      256      0         ≤ 32       8
 //   loss_label_rows_*   rows               256      0         ≤ 32       8
 //   loss_finish_*       rows               256      0         ≤ 32       8
@@ -145,6 +150,73 @@ KERNEL(loss_chunk_f32, THREADS)(float* logits, Running* running, float* sums, co
 KERNEL(loss_chunk_bf16, THREADS)(float* logits, Running* running, float* sums, const int* __restrict__ labels,
                                  float* picked, int start, int tokens, int ld, int width) {
   chunk<bf16>(logits, running, sums, labels, picked, start, tokens, ld, width);
+}
+
+// One row a block, from row `first` of all: labels, scales, running and picked are those of all rows, the logits rows of
+// `ld` floats, a multiple of 4, of these alone. The exponentials are computed twice rather than rounded twice.
+template <typename T>
+DEVICE void softmax(float* logits, Running* __restrict__ running, float* __restrict__ picked,
+                    const int* __restrict__ labels, const float* __restrict__ scales, int first_row, int tokens,
+                    int ld) {
+  __shared__ float for_max[THREADS / 32];
+  __shared__ double for_sum[THREADS / 32], for_total;
+  const int row = first_row + blockIdx.x, label = labels[row];
+  const float scale = scales[row];
+  logits += static_cast<long long>(blockIdx.x) * ld;
+
+  if (threadIdx.x == 0) picked[row] = logits[label];
+  float most = -INFINITY;
+  for (int i = threadIdx.x * 4; i < tokens; i += THREADS * 4) {
+    float v[4];
+    load_logits(logits, i, tokens, v);
+    most = fmaxf(most, fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3])));
+  }
+  most = block_max<THREADS>(most, for_max);
+
+  double total = 0.0;
+  for (int i = threadIdx.x * 4; i < tokens; i += THREADS * 4) {
+    float v[4];
+    load_logits(logits, i, tokens, v);
+#pragma unroll
+    for (int j = 0; j < 4; j++) v[j] = expf(v[j] - most);
+    total += static_cast<double>((v[0] + v[1]) + (v[2] + v[3]));
+  }
+  total = block_sum(total, for_sum);
+  if (threadIdx.x == 0) {
+    running[row] = Running{total, most, 0.0f};
+    for_total = total;
+  }
+  __syncthreads();
+
+  const float by_total = static_cast<float>(static_cast<double>(scale) / for_total);
+  constexpr int N = WIDTH<T>;
+  for (int first = 0; first < tokens; first += THREADS * N) {
+    const int i = first + threadIdx.x * N;
+    float v[N];
+#pragma unroll
+    for (int part = 0; part < N; part += 4) {
+      float four[4];
+      load_logits(logits, i + part, tokens, four);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        v[part + j] = expf(four[j] - most) * by_total - (i + part + j == label ? scale : 0.0f);
+      }
+    }
+    // In bf16 thread t writes where thread t / 2 has its logits.
+    if (sizeof(T) < sizeof(float)) __syncthreads();
+    store_some(reinterpret_cast<T*>(logits) + i, v, tokens - i);
+  }
+}
+
+KERNEL(loss_softmax_f32, THREADS)(float* logits, Running* __restrict__ running, float* __restrict__ picked,
+                                  const int* __restrict__ labels, const float* __restrict__ scales, int first_row,
+                                  int tokens, int ld) {
+  softmax<float>(logits, running, picked, labels, scales, first_row, tokens, ld);
+}
+KERNEL(loss_softmax_bf16, THREADS)(float* logits, Running* __restrict__ running, float* __restrict__ picked,
+                                   const int* __restrict__ labels, const float* __restrict__ scales, int first_row,
+                                   int tokens, int ld) {
+  softmax<bf16>(logits, running, picked, labels, scales, first_row, tokens, ld);
 }
 
 // picked[i] = the logit of (rows[i], tokens[i]), of the pairs whose token is in the chunk. A thread has a pair.

@@ -1,14 +1,16 @@
-// optimizer: one step of AdamW or Adafactor on the prompt, and the norm its gradient is clipped to. All of it is f32
-// [rows, cols], and every name below ends in _f32.
+// optimizer: one step of AdamW or Adafactor on the prompt, or of AdamW on a weight, and the norm gradients are clipped to.
+// All of it is f32 [rows, cols], and every name below ends in _f32; weights and their gradients may be bf16, so that
+// gradient_norm and adamw also are there with _bf16.
 //
 //   gradient_norm          partial sums of g²
 //   gradient_norm_finish   norm = √Σ g², factor = min(1, most / (norm + 10⁻⁶)), or 1 where the norm is not finite: one
 //                          that is no number tells that an element is none, as squares of f32 do not overflow f64.
 //   gradient_norm_clip     g *= factor; a factor of 1 changes nothing
 //
-//   adamw                  p ← p keep,  m ← m + towards (g − m),  v ← decay v + share g²,
+//   adamw                  g ← factor g,  p ← p keep,  m ← m + towards (g − m),  v ← decay v + share g²,
 //                          p ← p + size m / (√v / correction + ε);  the same operations in the same order as the CPU's,
-//                          each rounded by itself, so the same bits.
+//                          each rounded by itself, so the same bits. In bf16 that is g, and of p, which is a copy in
+//                          f32, the weight is what it rounds to.
 //
 //   adafactor_moment       v ← keep v + share (g² + ε), and partial sums of y², y = g / √v
 //   adafactor_apply        p ← (1 − wd) p − lr y / max(1, RMS(y) / clip)
@@ -68,8 +70,25 @@ DEVICE double total(const double* __restrict__ partial, int partials) {
   return block_sum(sum);
 }
 
+// 16 bytes a thread at a time.
+template <typename T> DEVICE void gradient_norm(const T* __restrict__ g, double* __restrict__ partial, long long count) {
+  double sum = 0.0;
+  const long long stride = static_cast<long long>(gridDim.x) * THREADS * WIDTH<T>;
+  for (long long i = global_thread() * WIDTH<T>; i < count; i += stride) {
+    float v[WIDTH<T>];
+    load_some(g + i, v, count - i);
+#pragma unroll
+    for (int k = 0; k < WIDTH<T>; k++) sum += static_cast<double>(v[k]) * static_cast<double>(v[k]);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
 KERNEL(gradient_norm_f32, 256)(const float* __restrict__ g, double* __restrict__ partial, long long count) {
-  sum_squares(count, partial, [=](long long i) { return static_cast<double>(g[i]); });
+  gradient_norm(g, partial, count);
+}
+KERNEL(gradient_norm_bf16, 256)(const bf16* __restrict__ g, double* __restrict__ partial, long long count) {
+  gradient_norm(g, partial, count);
 }
 
 KERNEL(gradient_norm_finish_f32, 256)(const double* __restrict__ partial, double* __restrict__ norm,
@@ -91,7 +110,7 @@ KERNEL(gradient_norm_clip_f32, 256)(float* __restrict__ g, const float* __restri
 }
 
 struct AdamW {
-  float keep, towards, decay, share, size, correction, epsilon;
+  float factor, keep, towards, decay, share, size, correction, epsilon;
 
   // a + towards (b − a), from the nearer end.
   DEVICE float lerp(float a, float b) const {
@@ -100,6 +119,7 @@ struct AdamW {
                           : __fsub_rn(b, __fmul_rn(way, __fsub_rn(1.0f, towards)));
   }
   DEVICE void step(float& p, float& m, float& v, float g) const {
+    g = __fmul_rn(factor, g);
     p = __fmul_rn(p, keep);
     m = lerp(m, g);
     v = __fadd_rn(__fmul_rn(v, decay), __fmul_rn(__fmul_rn(share, g), g));
@@ -108,22 +128,47 @@ struct AdamW {
   }
 };
 
-KERNEL(adamw_f32, 256)(float* __restrict__ p, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
-                   long long count, float keep, float towards, float decay, float share, float size, float correction,
-                   float epsilon) {
-  const AdamW by = {keep, towards, decay, share, size, correction, epsilon};
+// Four bf16, 8 bytes at a time.
+DEVICE void load_four(const bf16* p, float (&v)[4], long long count) {
+  if (count < 4) return load_some(p, v, count);
+  const uint2 words = *reinterpret_cast<const uint2*>(p);
+  const float2 a = unpack_bf16(words.x), b = unpack_bf16(words.y);
+  v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
+}
+DEVICE void load_four(const float* p, float (&v)[4], long long count) { load_some(p, v, count); }
+DEVICE void store_four(bf16* p, const float (&v)[4], long long count) {
+  if (count < 4) return store_some(p, v, count);
+  *reinterpret_cast<uint2*>(p) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+
+// `value` is null where p is the weight itself.
+template <typename T>
+DEVICE void adamw(float* __restrict__ p, float* __restrict__ m, float* __restrict__ v, const T* __restrict__ g,
+                  bf16* __restrict__ value, long long count, const AdamW& by) {
   const long long i = global_thread() * 4;
   if (i >= count) return;
   float ps[4], ms[4], vs[4], gs[4];
   load_some(p + i, ps, count - i);
   load_some(m + i, ms, count - i);
   load_some(v + i, vs, count - i);
-  load_some(g + i, gs, count - i);
+  load_four(g + i, gs, count - i);
 #pragma unroll
   for (int k = 0; k < 4; k++) by.step(ps[k], ms[k], vs[k], gs[k]);
   store_some(p + i, ps, count - i);
   store_some(m + i, ms, count - i);
   store_some(v + i, vs, count - i);
+  if (value != nullptr) store_four(value + i, ps, count - i);
+}
+
+KERNEL(adamw_f32, 256)(float* __restrict__ p, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
+                       long long count, float factor, float keep, float towards, float decay, float share, float size,
+                       float correction, float epsilon) {
+  adamw(p, m, v, g, nullptr, count, {factor, keep, towards, decay, share, size, correction, epsilon});
+}
+KERNEL(adamw_bf16, 256)(float* __restrict__ p, float* __restrict__ m, float* __restrict__ v, const bf16* __restrict__ g,
+                        bf16* __restrict__ value, long long count, float factor, float keep, float towards, float decay,
+                        float share, float size, float correction, float epsilon) {
+  adamw(p, m, v, g, value, count, {factor, keep, towards, decay, share, size, correction, epsilon});
 }
 
 // lr / max(1, RMS / clip), from the partial sums of y².

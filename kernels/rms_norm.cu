@@ -3,11 +3,13 @@
 //   forward       r = 1/√(mean(x²) + ε),  y = w ∘ x r
 //   add_forward   s = x + b, rounded as stored; y = w ∘ s r with the scale r of s. `s` may be `b`.
 //   backward      g = w ∘ dy:  dx = r g − x r³ mean(g ∘ x), or dx += that. r is computed again.
+//   moments       (0, r) of each row, for columns_sum, which makes dw = Σ r x ∘ dy of them
 //
 // Launch: 256 threads. A row of up to SHORT_ROW elements has a warp, 8 rows a block: grid ceil(rows / 8). A longer row
 // has a block: grid rows. A row is read once from memory; later passes find it in the L1 cache.
 // Registers ≤ 48: 5 blocks an SM, on sm_80 and sm_90.
-// Bytes, in elements: forward 2 rows·cols, add_forward 4 rows·cols, backward 3 (4 if added). FLOPs: 4, 5, 9 rows·cols.
+// Bytes, in elements: forward 2 rows·cols, add_forward 4 rows·cols, backward 3 (4 if added), moments rows·cols.
+// FLOPs: 4, 5, 9, 2 rows·cols.
 
 #include "norm.cuh"
 
@@ -83,6 +85,14 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ x, const T*
   }
 }
 
+template <typename T, int N>
+DEVICE void find_moments(const T* __restrict__ x, float2* __restrict__ moments, const RowPlace& at, int cols,
+                         float epsilon) {
+  const long long start = static_cast<long long>(at.row) * cols;
+  const float r = scale_of<N>(at, cols, epsilon, [=](int i, float(&v)[N]) { load(x + start + i, v); });
+  if (at.first(1) == 0) moments[at.row] = make_float2(0.0f, r);
+}
+
 #define INSTANCES(T, suffix)                                                                                           \
   KERNEL(rms_norm_forward_##suffix, 256)                                                                               \
   (const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ y, int rows, int cols, float epsilon) {     \
@@ -97,6 +107,10 @@ DEVICE void backward(const T* __restrict__ dy, const T* __restrict__ x, const T*
   (const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ weight, T* dx, int rows, int cols,         \
    float epsilon, int add) {                                                                                           \
     FOR_ROW(T, rows, cols, (backward<T, N>(dy, x, weight, dx, at, cols, epsilon, add != 0)));                          \
+  }                                                                                                                    \
+  KERNEL(rms_norm_moments_##suffix, 256)                                                                               \
+  (const T* __restrict__ x, float2* __restrict__ moments, int rows, int cols, float epsilon) {                         \
+    FOR_ROW(T, rows, cols, (find_moments<T, N>(x, moments, at, cols, epsilon)));                                       \
   }
 
 INSTANCES(float, f32)

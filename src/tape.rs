@@ -210,14 +210,15 @@ impl Tape {
             let mut tape = Tape::new();
             let input = tape.leaf_rows(saved, node.grad_rows);
             let output = work(&mut tape, &input)?.node;
-            let (input, parameters) = (input.node, std::mem::take(&mut tape.parameters));
-            let mut inner = tape.walk(output, dy, BTreeMap::new())?;
-            if let Some(dx) = inner.take(input) {
-                gradients.add(node, dx)?;
-            }
-            for (id, node) in parameters {
-                if let (Some(found), Some(&outer)) = (inner.take(node), outer.get(&id)) {
-                    gradients.add(outer, found)?;
+            let parameters = tape.parameters.iter().filter_map(|(id, &inner)| Some((inner, *outer.get(id)?)));
+            let pairs: Vec<(Node, Node)> = std::iter::once((input.node, node)).chain(parameters).collect();
+            drop(input);
+            // What is there is added to in its place, as where nothing is computed again: the bits are the same.
+            let earlier = pairs.iter().filter_map(|&(inner, outer)| Some((inner, gradients.take(outer)?))).collect();
+            let mut found = tape.walk(output, dy, earlier)?;
+            for (inner, outer) in pairs {
+                if let Some(gradient) = found.take(inner) {
+                    gradients.add(outer, gradient)?;
                 }
             }
             Ok(())
@@ -231,7 +232,7 @@ impl Tape {
     /// What an op's backward step reports.
     pub fn backward(self, output: &Var, leaf: &Var) -> Result<Tensor> {
         let seed = ones_like(output)?;
-        let mut gradients = self.walk(output.node, seed, BTreeMap::new())?;
+        let mut gradients = self.walk(output.node, seed, Vec::new())?;
         Ok(gradients.take(leaf.node).unwrap_or_else(|| {
             let value = &leaf.tensor;
             Tensor::zeros(value.device(), leaf.grad_rows(), value.cols(), value.dtype(), Kind::Gradients)
@@ -248,9 +249,8 @@ impl Tape {
         output: &Var,
         earlier: BTreeMap<usize, Tensor>,
     ) -> Result<BTreeMap<usize, Tensor>> {
-        for (&id, gradient) in &earlier {
-            self.parameter(Some(id), gradient.rows());
-        }
+        let earlier = earlier.into_iter().map(|(id, gradient)| (self.parameter(Some(id), gradient.rows()), gradient));
+        let earlier = earlier.collect();
         let parameters = self.parameters.clone();
         let seed = ones_like(output)?;
         let mut gradients = self.walk(output.node, seed, earlier)?;
@@ -258,10 +258,11 @@ impl Tape {
         Ok(found.collect())
     }
 
-    fn walk(self, output: Node, seed: Tensor, earlier: BTreeMap<usize, Tensor>) -> Result<Gradients> {
+    /// `earlier` are gradients that are there already.
+    fn walk(self, output: Node, seed: Tensor, earlier: Vec<(Node, Tensor)>) -> Result<Gradients> {
         let mut gradients = Gradients { slots: vec![None; self.slots] };
-        for (id, gradient) in earlier {
-            gradients.add(self.parameters.get(&id).copied().unwrap_or(CONSTANT), gradient)?;
+        for (node, gradient) in earlier {
+            gradients.add(node, gradient)?;
         }
         gradients.add(output, seed)?;
         for record in self.records.into_iter().rev() {

@@ -58,6 +58,36 @@ fn a_run_on_a_gpu_is_the_cpus_up_to_rounding() {
     }
 }
 
+#[test]
+fn all_weights_are_trained_on_a_gpu_as_on_the_cpu_and_a_resumed_run_ends_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["llama_untied", "gpt2"] {
+        let rows = dir.path().join("rows.jsonl");
+        write_rows(&rows, name);
+        let (model, rows) = (golden(name).to_str().unwrap().to_string(), rows.to_str().unwrap());
+        let go = |out: &str, more: &[&str]| -> serde_json::Value {
+            let out = dir.path().join(format!("{name}-{out}"));
+            let mut flags = vec!["train", "--json", "--method", "full", "--model", &model, "--train-file", rows];
+            flags.extend(["--output-dir", out.to_str().unwrap(), "--per-device-train-batch-size", "3"]);
+            flags.extend(["--learning-rate", "0.001", "--weight-decay", "0.1", "--lr-scheduler-type", "constant"]);
+            flags.extend(more);
+            let output = softprompt(&flags, &[]);
+            assert!(output.status.success(), "{flags:?}: {}", said(&output));
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        let loss = |result: &serde_json::Value| result["loss"].as_f64().unwrap();
+        let cpu = go("cpu", &["--max-steps", "4"]);
+        let gpu = go("gpu", &["--device", "cuda", "--max-steps", "4", "--recompute", "layer"]);
+        close_absolute(name, &[loss(&gpu)], &[loss(&cpu)], 1e-4 * loss(&cpu));
+        let bf16 = ["--device", "cuda", "--dtype", "bf16", "--gradient-accumulation-steps", "2"];
+        let whole = go("bf16", &[&bf16[..], &["--max-steps", "3"]].concat());
+        go("resumed", &[&bf16[..], &["--max-steps", "2"]].concat());
+        let resumed = go("resumed", &[&bf16[..], &["--max-steps", "3", "--resume", "true"]].concat());
+        assert_eq!(resumed["model_sha256"], whole["model_sha256"], "{name}");
+        assert!(whole["model_sha256"].is_string() && loss(&whole).is_finite());
+    }
+}
+
 /// `prompt` `[rows, d]` as f64 safetensors.
 fn write_prompt(path: &Path, shape: &[usize], values: &[f64]) {
     let header =

@@ -104,8 +104,8 @@ fn an_op_never_uses_another_op_and_the_tape_names_none() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_dir())
         .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-        // Products are no op: several ops are made of them.
-        .filter(|name| name != "gemm")
+        // Products and sums over rows are no ops: several ops are made of them.
+        .filter(|name| name != "gemm" && name != "columns")
         .collect();
     assert!(ops.len() >= 10);
     // The functions themselves are shared: a gated MLP applies an activation.

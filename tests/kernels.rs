@@ -23,6 +23,7 @@ const BLOCKS: &[(&str, &str, u32)] = &[
     ("add_", "", 8),
     ("attention_", "", 6),
     ("cast_", "", 8),
+    ("columns_", "", 5),
     ("dequantise_", "", 8),
     ("embedding_", "", 8),
     ("gated_", "", 5),
@@ -42,6 +43,7 @@ const BLOCKS: &[(&str, &str, u32)] = &[
 /// products in f32, which are for checks and transpose as they read.
 const SCALAR: &[(&str, &str)] = &[
     ("adafactor_", ""),
+    ("gradient_norm_bf16", ""),
     ("gradient_norm_f32", ""),
     ("gradient_norm_finish_", ""),
     ("loss_nll", ""),
@@ -51,7 +53,8 @@ const SCALAR: &[(&str, &str)] = &[
 ];
 
 /// Kernels that store single numbers: of a row, or of partial sums that are added by column.
-const SCALAR_STORES: &[(&str, &str)] = &[("attention_delta_", ""), ("attention_reduce_", "")];
+const SCALAR_STORES: &[(&str, &str)] =
+    &[("attention_delta_", ""), ("attention_reduce_", ""), ("layer_norm_moments_", ""), ("rms_norm_moments_", "")];
 
 /// Kernels that copy to shared memory 16 bytes at a time, without registers in between, and store what a warp's lanes
 /// have side by side, 64 or 128 bytes.

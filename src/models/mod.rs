@@ -345,9 +345,6 @@ impl Model {
 
 fn check(device: &Device, options: ModelOptions) -> Result<()> {
     let dtype = options.dtype;
-    if options.trainable && matches!(device, Device::Cuda(_)) {
-        return Err(Error::config(Place::item("device"), "cpu for weights that are trained", device.name()));
-    }
     if device.computes_in(dtype) {
         return Ok(());
     }

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod add;
 pub mod attention;
 pub mod cast;
+pub(crate) mod columns;
 pub mod embedding;
 pub mod gated;
 pub(crate) mod gemm;

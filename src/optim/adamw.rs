@@ -6,7 +6,7 @@ use super::check_constant;
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::ops::optimizer::{AdamWStep, adamw};
+use crate::ops::optimizer::{AdamWStep, adamw, adamw_rounded};
 use crate::tensor::Tensor;
 
 /// The constants of [`AdamW`]; the defaults are PyTorch's, but for the weight decay, which is the HF Trainer's 0.
@@ -65,9 +65,23 @@ impl AdamW {
     /// # Errors
     /// `Op` where a shape or type does not fit; `Device` where a GPU fails.
     pub fn step(&mut self, params: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
+        self.step_of(params, grad, lr, 1.0, None)
+    }
+
+    /// [`AdamW::step`] against `factor` times `grad`. Where the weight is held in bf16, as `grad` is, it is `value`, and
+    /// `params` its copy in f32.
+    pub(super) fn step_of(
+        &mut self,
+        params: &mut Tensor,
+        grad: &Tensor,
+        lr: f64,
+        factor: f64,
+        value: Option<&mut Tensor>,
+    ) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let t = (self.steps + 1) as f64;
         let step = AdamWStep {
+            factor,
             keep: 1.0 - lr * weight_decay,
             towards: 1.0 - beta1,
             decay: beta2,
@@ -76,7 +90,10 @@ impl AdamW {
             correction: (1.0 - beta2.powf(t)).sqrt(),
             eps,
         };
-        adamw(params, grad, &mut self.m, &mut self.v, &step)?;
+        match value {
+            Some(value) => adamw_rounded(params, grad, &mut self.m, &mut self.v, &step, value)?,
+            None => adamw(params, grad, &mut self.m, &mut self.v, &step)?,
+        }
         self.steps += 1;
         Ok(())
     }

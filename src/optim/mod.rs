@@ -74,6 +74,21 @@ impl Optimizer {
         })
     }
 
+    /// [`AdamW::step_of`] of a weight.
+    fn step_weight(
+        &mut self,
+        params: &mut Tensor,
+        grad: &Tensor,
+        lr: f64,
+        factor: f64,
+        value: Option<&mut Tensor>,
+    ) -> Result<()> {
+        match self {
+            Self::AdamW(o) => o.step_of(params, grad, lr, factor, value),
+            Self::Adafactor(_) => Err(Error::op("WeightOptimizer", "adamw", "adafactor")),
+        }
+    }
+
     fn moments(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::AdamW(o) => o.moments().into(),

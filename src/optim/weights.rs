@@ -64,22 +64,15 @@ impl WeightOptimizer {
             let expected = format!("{} gradients", self.all.len());
             return Err(Error::op("WeightOptimizer", expected, grads.len().to_string()));
         }
-        for (one, mut grad) in self.all.iter_mut().zip(grads) {
+        for (one, grad) in self.all.iter_mut().zip(grads) {
             let device = grad.device().clone();
             let One { parameter, optimizer, master } = one;
+            // In place, as what has been recorded of a step names the memory.
             device.run(|| {
-                if let Some(master) = master {
-                    grad = converted(&grad, DType::F32)?;
-                    ops::optimizer::scale(&mut grad, factor)?;
-                    optimizer.step(master, &grad, lr)?;
-                    return parameter.update(|value| {
-                        let rounded = converted(master, value.dtype())?;
-                        // In place, as what has been recorded of a step names the memory.
-                        value.copy_from_prefix(&rounded, rounded.rows())
-                    });
-                }
-                ops::optimizer::scale(&mut grad, factor)?;
-                parameter.update(|value| optimizer.step(value, &grad, lr))
+                parameter.update(|value| match master {
+                    Some(master) => optimizer.step_weight(master, &grad, lr, factor, Some(value)),
+                    None => optimizer.step_weight(value, &grad, lr, factor, None),
+                })
             })?;
         }
         Ok(())

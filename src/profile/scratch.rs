@@ -1,4 +1,5 @@
-//! What is held beside activations while an op works: widened weights, scores, sums, logits.
+//! What is held beside activations while an op works: widened weights, scores, sums, logits. A GPU's lists of tiles and the
+//! workspace of its matrix library are left out: both are small beside them, and the library's is its own affair.
 
 use super::moments::{Held, Layer, Step, gradients, saved, workspace};
 use crate::dtype::DType;

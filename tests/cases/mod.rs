@@ -15,7 +15,7 @@ use softprompt::device::Kind;
 use softprompt::layout::{Layout, Segment, Segments, Sequence};
 use softprompt::ops::{self, Activation, Pairing, Positions, attention::Heads, rope::Rotation};
 use softprompt::tape::{Tape, Var};
-use softprompt::weights::{Format, Matrix, Orientation, StoredTensor};
+use softprompt::weights::{Format, Matrix, Orientation, Parameter, ParameterPlace, StoredTensor};
 use softprompt::{DType, Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub struct Case {
     pub seed: u64,
     /// Whether all numbers, of operands and parameters, are exact in bf16.
     pub in_bf16: bool,
+    /// Whether the op's weights are parameters: further inputs behind the operands.
+    pub trained: bool,
 }
 
 /// An op with its shapes. `grad` is the number of leading rows that carry gradient.
@@ -222,6 +224,8 @@ pub struct Input {
     pub cols: usize,
     pub grad: usize,
     pub values: Vec<f64>,
+    /// The number of a parameter, all of which carries gradient.
+    pub parameter: Option<usize>,
 }
 
 impl Weight {
@@ -250,6 +254,13 @@ impl Weight {
     pub fn matrix(&self, seed: u64, in_bf16: bool) -> Arc<Matrix> {
         let whole = Matrix::new(self.stored(seed, in_bf16), self.orientation).unwrap();
         Arc::new(self.part.clone().map_or(whole.clone(), |part| whole.outputs(part).unwrap()))
+    }
+
+    /// Its elements as they are stored, with their rows and columns.
+    fn values(&self, seed: u64, in_bf16: bool) -> (usize, usize, Vec<f64>) {
+        let matrix = self.matrix(seed, in_bf16);
+        let whole = matrix.to_tensor(&Device::cpu(Some(1)).unwrap(), DType::F64).unwrap();
+        (whole.rows(), whole.cols(), whole.to_f64_vec().unwrap())
     }
 
     pub fn out_features(&self) -> usize {
@@ -336,16 +347,41 @@ impl Case {
     }
 
     pub fn inputs(&self) -> Vec<Input> {
-        let mut inputs = self.inputs_in_f32();
+        let mut inputs = self.operands();
+        if self.trained {
+            inputs.extend(self.parameters());
+        }
         inputs.iter_mut().for_each(|input| input.values = self.rounded(std::mem::take(&mut input.values)));
         inputs
     }
 
-    fn inputs_in_f32(&self) -> Vec<Input> {
+    /// The weights that [`Case::apply`] takes from the inputs behind the operands if they are trained.
+    fn parameters(&self) -> Vec<Input> {
+        let row = |which, count| (1, count, self.parameter(which, count));
+        let matrix = |weight: &Weight, seed| weight.values(seed, self.in_bf16);
+        let found = match &self.op {
+            Op::Linear { weight, bias, .. } => {
+                let bias = bias.then(|| row(0, weight.out_features()));
+                std::iter::once(matrix(weight, self.seed)).chain(bias).collect()
+            }
+            Op::RmsNorm { cols, .. } | Op::AddRmsNorm { cols, .. } => vec![row(0, *cols)],
+            Op::LayerNorm { cols, .. } | Op::AddLayerNorm { cols, .. } => vec![row(0, *cols), row(1, *cols)],
+            Op::Embedding { table, positions, .. } => {
+                let positions = positions.then(|| matrix(table, self.seed ^ 9));
+                std::iter::once(matrix(table, self.seed)).chain(positions).collect()
+            }
+            Op::CrossEntropy { head, .. } => vec![matrix(head, self.seed)],
+            _ => Vec::new(),
+        };
+        let input = |(id, (rows, cols, values))| Input { rows, cols, grad: rows, values, parameter: Some(id) };
+        found.into_iter().enumerate().map(input).collect()
+    }
+
+    fn operands(&self) -> Vec<Input> {
         let mut random = Random::new(self.seed);
         let mut input = |rows: usize, cols: usize, grad: usize| {
             assert!(grad <= rows, "{self:?}");
-            Input { rows, cols, grad, values: random.numbers(rows * cols) }
+            Input { rows, cols, grad, values: random.numbers(rows * cols), parameter: None }
         };
         // Kinks and flat parts of activations: numbers away from 0, some of them large.
         let spread = |mut input: Input| {
@@ -382,25 +418,33 @@ impl Case {
 
     /// Runs the op. The loss's output is the row of `nll · scale` sums: `[1, 1]`.
     pub fn apply(&self, tape: &mut Tape, device: &Device, dtype: DType, x: &[Var]) -> Var {
-        let row = |values: Vec<f64>| Var::constant(tensor(device, dtype, 1, values.len(), &values));
+        // Parameters stand behind the operands.
+        let first = if self.trained { x.len() - self.parameters().len() } else { 0 };
+        let row = |which: u64, index: usize, count| match self.trained {
+            true => x[first + index].clone(),
+            false => Var::constant(tensor(device, dtype, 1, count, &self.parameter(which, count))),
+        };
+        let matrix = |weight: &Weight, index: usize, seed| match self.trained {
+            true => trained(index, x[first + index].tensor().clone(), weight.orientation),
+            false => weight.matrix(seed, self.in_bf16),
+        };
         match &self.op {
             Op::Linear { weight, bias, .. } => {
-                let bias = bias.then(|| row(self.parameter(0, weight.out_features())));
-                ops::linear(tape, &x[0], &weight.matrix(self.seed, self.in_bf16), bias.as_ref()).unwrap()
+                let bias = bias.then(|| row(0, 1, weight.out_features()));
+                ops::linear(tape, &x[0], &matrix(weight, 0, self.seed), bias.as_ref()).unwrap()
             }
             Op::Add { .. } => ops::add(tape, &x[0], x[1].clone()).unwrap(),
-            Op::RmsNorm { cols, .. } => ops::rms_norm(tape, &x[0], &row(self.parameter(0, *cols)), EPSILON).unwrap(),
+            Op::RmsNorm { cols, .. } => ops::rms_norm(tape, &x[0], &row(0, 0, *cols), EPSILON).unwrap(),
             Op::LayerNorm { cols, .. } => {
-                let (weight, bias) = (row(self.parameter(0, *cols)), row(self.parameter(1, *cols)));
-                ops::layer_norm(tape, &x[0], &weight, &bias, EPSILON).unwrap()
+                ops::layer_norm(tape, &x[0], &row(0, 0, *cols), &row(1, 1, *cols), EPSILON).unwrap()
             }
             Op::AddRmsNorm { cols, .. } => {
-                let weight = row(self.parameter(0, *cols));
+                let weight = row(0, 0, *cols);
                 let (sum, normed) = ops::add_rms_norm(tape, &x[0], x[1].clone(), &weight, EPSILON).unwrap();
                 ops::add(tape, &sum, normed).unwrap()
             }
             Op::AddLayerNorm { cols, .. } => {
-                let (weight, bias) = (row(self.parameter(0, *cols)), row(self.parameter(1, *cols)));
+                let (weight, bias) = (row(0, 0, *cols), row(1, 1, *cols));
                 let (sum, normed) = ops::add_layer_norm(tape, &x[0], x[1].clone(), &weight, &bias, EPSILON).unwrap();
                 ops::add(tape, &sum, normed).unwrap()
             }
@@ -422,14 +466,14 @@ impl Case {
             Op::Embedding { prompt, ids, table, positions } => {
                 let ids: Vec<u32> = self.indices(0, *ids, table.outputs).into_iter().map(|id| id as u32).collect();
                 let of_row = self.indices(1, prompt + ids.len(), table.outputs);
-                let position_table = table.matrix(self.seed ^ 9, self.in_bf16);
-                let positions = positions.then_some(Positions { table: &position_table, of_row: &of_row });
-                ops::embedding(tape, &x[0], &table.matrix(self.seed, self.in_bf16), &ids, positions).unwrap()
+                let position_table = positions.then(|| matrix(table, 1, self.seed ^ 9));
+                let positions = position_table.as_ref().map(|table| Positions { table, of_row: &of_row });
+                ops::embedding(tape, &x[0], &matrix(table, 0, self.seed), &ids, positions).unwrap()
             }
             Op::Rows { index, .. } => ops::rows(tape, &x[0], &index.as_slice().into()).unwrap(),
             Op::CrossEntropy { rows, head, .. } => {
                 let (labels, scales) = (self.labels(*rows, head.outputs), self.scales(*rows));
-                ops::cross_entropy(tape, &x[0], &head.matrix(self.seed, self.in_bf16), &labels, &scales).unwrap().loss
+                ops::cross_entropy(tape, &x[0], &matrix(head, 0, self.seed), &labels, &scales).unwrap().loss
             }
         }
     }
@@ -438,6 +482,13 @@ impl Case {
     pub fn angles(&self, pairs: usize) -> Vec<f64> {
         Random::new(self.seed ^ 3).numbers(POSITIONS * pairs).into_iter().map(|x| 3.0 * x).collect()
     }
+}
+
+/// A matrix that is the parameter of that number.
+fn trained(id: usize, value: Tensor, orientation: Orientation) -> Arc<Matrix> {
+    let (rows, cols) = (value.rows(), value.cols());
+    let place = ParameterPlace { name: "w".into(), shape: vec![rows, cols], rows: 0..rows, cols: 0..cols };
+    Arc::new(Matrix::trained(Arc::new(Parameter::new(id, place, value)), orientation))
 }
 
 pub const EPSILON: f64 = 1e-5;

@@ -16,7 +16,11 @@ pub struct Operands {
 
 /// A variable of which only the first rows carry gradient: they are a prompt, the rest rows of an embedding table.
 pub fn variable(tape: &mut Tape, device: &Device, dtype: DType, input: &Input) -> (Option<Var>, Var) {
-    let Input { rows, cols, grad, values } = input;
+    let Input { rows, cols, grad, values, parameter } = input;
+    if parameter.is_some() && *grad > 0 {
+        let var = tape.parameter_var(*parameter, tensor(device, dtype, *rows, *cols, values));
+        return (Some(var.clone()), var);
+    }
     if *grad == 0 {
         return (None, Var::constant(tensor(device, dtype, *rows, *cols, values)));
     }

@@ -47,7 +47,41 @@ pub fn table() -> Vec<Case> {
     ops.extend(embedding());
     ops.extend(cross_entropy());
     ops.extend(head_sizes());
-    ops.into_iter().zip(1..).map(|(op, seed)| Case { op, seed, in_bf16: false }).collect()
+    let frozen = ops.into_iter().map(|op| (op, false));
+    let trained = trained().into_iter().map(|op| (op, true));
+    let numbered = frozen.chain(trained).zip(1..);
+    numbered.map(|((op, trained), seed)| Case { op, seed, in_bf16: false, trained }).collect()
+}
+
+/// Ops whose weights are trained. On a GPU, sums over rows are of parts of at least 64 rows, added by eight warps, and
+/// rows of the embedding repeat.
+fn trained() -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (rows, cols, grad) in MATRICES {
+        ops.push(Op::RmsNorm { rows, cols, grad });
+        ops.push(Op::LayerNorm { rows, cols, grad });
+        for (outputs, part) in [(1, None), (97, None), (200, Some(5..198))] {
+            for orientation in [RowPerOutput, RowPerInput] {
+                let weight = Weight { outputs, inputs: cols, orientation, format: Format::F32, part: part.clone() };
+                ops.push(Op::Linear { rows, grad, weight, bias: ops.len() % 3 > 0 });
+            }
+        }
+    }
+    for (rows, cols) in [(5, 12), (70, 256), (129, 1032)] {
+        ops.push(Op::AddRmsNorm { rows, cols, left: rows, right: rows / 2 });
+        ops.push(Op::AddLayerNorm { rows, cols, left: rows, right: 0 });
+    }
+    for (prompt, ids, tokens, width) in [(0, 1, 1, 1), (0, 33, 57, 33), (3, 123, 31, 31), (2, 300, 7, 264)] {
+        for positions in [false, true] {
+            ops.push(Op::Embedding { prompt, ids, table: plain(tokens, width, Format::F32), positions });
+        }
+    }
+    for (rows, grad, vocabulary, width) in
+        [(1, 1, 1, 1), (31, 31, 33, 12), (33, 7, 123, 31), (0, 0, 57, 8), (5, 5, 4033, 6), (123, 123, 300, 96)]
+    {
+        ops.push(Op::CrossEntropy { rows, grad, head: plain(vocabulary, width, Format::F32) });
+    }
+    ops
 }
 
 fn row_cases(rows: usize, cols: usize, grad: usize) -> Vec<Op> {

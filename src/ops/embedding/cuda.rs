@@ -5,6 +5,7 @@ use crate::device::{Arg, CudaDevice, Grid};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::indices;
+use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use crate::weights::{Format, Matrix, Resident};
 
@@ -84,12 +85,34 @@ fn code(format: Format) -> Result<usize> {
     })
 }
 
+/// Row `of_row[i]` of the sums gets row `i` of `dy`, those of one row in their order.
 pub(super) fn scatter(
-    _cuda: &CudaDevice,
-    _dy: &Tensor,
-    _of_row: &[Option<usize>],
-    _sums: &mut Tensor,
-    _accumulate: crate::tape::Accumulate,
+    cuda: &CudaDevice,
+    dy: &Tensor,
+    of_row: &[Option<usize>],
+    sums: &mut Tensor,
+    accumulate: Accumulate,
 ) -> Result<()> {
-    Err(crate::error::Error::op("embedding", "a frozen weight on a GPU", "a trained one"))
+    let (rows, limit, cols) = (of_row.len(), sums.rows(), sums.cols());
+    if accumulate == Accumulate::Replace {
+        sums.buffer_mut().clear()?;
+    }
+    // Rows of no target behind all others.
+    let target = |&row: &usize| of_row[row].unwrap_or(limit);
+    let mut order: Vec<usize> = (0..rows).collect();
+    order.sort_by_key(target);
+    let targets: Vec<usize> = order.iter().map(target).collect();
+    let (targets, order) = (indices::upload(cuda, &targets)?, indices::upload(cuda, &order)?);
+    let args = [
+        Arg::tensor(dy),       // const T* dy
+        Arg::buffer(&targets), // const int* targets
+        Arg::buffer(&order),   // const int* order
+        Arg::tensor_mut(sums), // T* sums
+        Arg::int(rows),        // int rows
+        Arg::int(limit),       // int limit
+        Arg::int(cols),        // int cols
+    ];
+    // SAFETY: `targets` and `order` have `rows` numbers, of which `order` names rows of dy and targets below `limit` rows
+    // of the sums; all rows have `cols` elements. One block writes a row of the sums.
+    unsafe { cuda.kernel("embedding", "embedding_scatter", dy.dtype())?.run(Grid::new(rows, 128), &args) }
 }

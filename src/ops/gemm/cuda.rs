@@ -33,8 +33,14 @@ impl<'a> Block<'a> {
 
     /// A tensor to be written; copied first if its memory is shared.
     pub(crate) fn whole_mut(tensor: &'a mut Tensor) -> Self {
-        let address = tensor.address_mut();
-        Self { address, ..Self::rows(tensor, 0..tensor.rows()) }
+        let rows = tensor.rows();
+        Self::rows_mut(tensor, 0..rows)
+    }
+
+    /// Some rows of a tensor to be written; copied first if its memory is shared.
+    pub(crate) fn rows_mut(tensor: &'a mut Tensor, rows: Range<usize>) -> Self {
+        tensor.address_mut();
+        Self::rows(tensor, rows)
     }
 
     /// Rows of `cols` elements of `dtype` at the start of a buffer, `ld` apart.
@@ -64,13 +70,51 @@ pub(crate) unsafe fn matmul(
     product: Product,
     bias: Option<&Tensor>,
 ) -> Result<()> {
-    let (layout, w_shape) = match product {
-        Product::Transposed => (Layout::Nt, (y.cols, x.cols)),
-        Product::AsStored => (Layout::Nn, (x.cols, y.cols)),
+    let layout = match product {
+        Product::Transposed => Layout::Nt,
+        Product::AsStored => Layout::Nn,
+    };
+    // SAFETY: the caller's word.
+    unsafe { multiply(cuda, y, accumulate, x, w, layout, bias) }
+}
+
+/// `y (+)= xᵀ w`, a weight's gradient. What is added to is read in the type of `y`.
+///
+/// # Errors
+/// As [`matmul`].
+///
+/// # Safety
+/// As [`matmul`].
+pub(crate) unsafe fn weight_product(
+    cuda: &CudaDevice,
+    y: Block<'_>,
+    accumulate: Accumulate,
+    x: Block<'_>,
+    w: Block<'_>,
+) -> Result<()> {
+    // SAFETY: the caller's word.
+    unsafe { multiply(cuda, y, accumulate, x, w, Layout::Tn, None) }
+}
+
+/// # Safety
+/// As [`matmul`].
+unsafe fn multiply(
+    cuda: &CudaDevice,
+    y: Block<'_>,
+    accumulate: Accumulate,
+    x: Block<'_>,
+    w: Block<'_>,
+    layout: Layout,
+    bias: Option<&Tensor>,
+) -> Result<()> {
+    let (k, shapes) = match layout {
+        Layout::Nt => (x.cols, [(y.rows, x.cols), (y.cols, x.cols)]),
+        Layout::Nn => (x.cols, [(y.rows, x.cols), (x.cols, y.cols)]),
+        Layout::Tn => (x.rows, [(x.rows, y.rows), (x.rows, y.cols)]),
     };
     let types_fit = x.dtype == w.dtype && (y.dtype == x.dtype || y.dtype == DType::F32);
-    if x.rows != y.rows || (w.rows, w.cols) != w_shape || !types_fit {
-        let expected = format!("operands of {product:?} for {}", y.describe());
+    if [(x.rows, x.cols), (w.rows, w.cols)] != shapes || !types_fit {
+        let expected = format!("operands of {layout:?} for {}", y.describe());
         return Err(Error::op("matmul", expected, format!("{} and {}", x.describe(), w.describe())));
     }
     if let Some(bias) = bias
@@ -85,7 +129,7 @@ pub(crate) unsafe fn matmul(
         layout,
         m: y.rows,
         n: y.cols,
-        k: x.cols,
+        k,
         ldy: y.ld,
         ldx: x.ld,
         ldw: w.ld,

@@ -2,6 +2,7 @@
 
 use crate::device::{Arg, CudaDevice, Grid};
 use crate::error::Result;
+use crate::ops::columns::{self, Normed, Sum};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 
@@ -81,13 +82,25 @@ pub(super) fn backward(
     unsafe { kernel.run(Grid::rows(rows, cols), &args) }
 }
 
+/// `dw = Σ x̂ ∘ dy` and `db = Σ dy` over the rows.
 pub(super) fn weight_gradient(
-    _cuda: &CudaDevice,
-    _dy: &Tensor,
-    _x: &Tensor,
-    _epsilon: f64,
-    _dw: &mut Tensor,
-    _db: &mut Tensor,
+    cuda: &CudaDevice,
+    dy: &Tensor,
+    x: &Tensor,
+    epsilon: f64,
+    dw: &mut Tensor,
+    db: &mut Tensor,
 ) -> Result<()> {
-    Err(crate::error::Error::op("layer_norm", "a frozen weight on a GPU", "a trained one"))
+    let mut moments = columns::moments(cuda, x.rows());
+    let args = [
+        Arg::tensor(x),                // const T* x
+        Arg::buffer_mut(&mut moments), // float2* moments
+        Arg::int(x.rows()),            // int rows
+        Arg::int(x.cols()),            // int cols
+        Arg::float(epsilon),           // float epsilon
+    ];
+    // SAFETY: x holds rows · cols elements, `moments` two floats for each row.
+    unsafe { cuda.kernel("layer_norm", "layer_norm_moments", x.dtype())?.run(Grid::rows(x.rows(), x.cols()), &args) }?;
+    let of = |out| Sum { out, accumulate: Accumulate::Replace };
+    columns::sum(cuda, dy, Some(of(db)), Some((Normed { x, moments: &moments }, of(dw))))
 }

@@ -2,8 +2,9 @@
 
 use crate::device::CudaDevice;
 use crate::error::Result;
+use crate::ops::columns::{self, Sum};
 use crate::ops::gemm::Product;
-use crate::ops::gemm::cuda::{Block, matmul, widen};
+use crate::ops::gemm::cuda::{Block, matmul, weight_product, widen};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use crate::weights::{Matrix, Orientation, Resident};
@@ -59,17 +60,26 @@ fn run(
     unsafe { matmul(cuda, Block::whole_mut(y), accumulate, x, weights, product, bias) }
 }
 
+/// `dW (+)= dyᵀ x`, or `xᵀ dy` for a row per input.
 pub(super) fn weight_gradient(
-    _cuda: &CudaDevice,
-    _x: &Tensor,
-    _dy: &Tensor,
-    _orientation: Orientation,
-    _dw: &mut Tensor,
-    _accumulate: Accumulate,
+    cuda: &CudaDevice,
+    x: &Tensor,
+    dy: &Tensor,
+    orientation: Orientation,
+    dw: &mut Tensor,
+    accumulate: Accumulate,
 ) -> Result<()> {
-    Err(crate::error::Error::op("linear", "a frozen weight on a GPU", "a trained one"))
+    let rows = dy.rows();
+    let (x, dy) = (Block::rows(x, 0..rows), Block::rows(dy, 0..rows));
+    let (left, right) = match orientation {
+        Orientation::RowPerOutput => (dy, x),
+        Orientation::RowPerInput => (x, dy),
+    };
+    // SAFETY: dw is borrowed mutably, so nothing else uses its memory.
+    unsafe { weight_product(cuda, Block::whole_mut(dw), accumulate, left, right) }
 }
 
-pub(super) fn bias_gradient(_cuda: &CudaDevice, _dy: &Tensor, _db: &mut Tensor, _accumulate: Accumulate) -> Result<()> {
-    Err(crate::error::Error::op("linear", "a frozen weight on a GPU", "a trained one"))
+/// `db (+)= Σ dy` over the rows.
+pub(super) fn bias_gradient(cuda: &CudaDevice, dy: &Tensor, db: &mut Tensor, accumulate: Accumulate) -> Result<()> {
+    columns::sum(cuda, dy, Some(Sum { out: db, accumulate }), None)
 }

@@ -1,6 +1,5 @@
 //! `cross_entropy` on the CPU: a chunk of the vocabulary after another, each as two parallel products.
 
-use super::TRAINED_LOGITS;
 use crate::device::{Device, Kind};
 use crate::dtype::Element;
 use crate::ops::gemm::{product, view, view_mut, weight_product};
@@ -70,19 +69,21 @@ pub(super) fn forward<E: Element>(
     (nll.collect(), gradient)
 }
 
-/// Negative log-likelihoods of the labels, and the gradients of `Σ scale · nll` by `hidden` and by the head.
+/// Negative log-likelihoods of the labels, and the gradients of `Σ scale · nll` by `hidden` and by the head. Rows are taken
+/// as many at a time as make `at_once` logits.
 pub(super) fn forward_trained<E: Element>(
     hidden: &Tensor,
     head: &Matrix,
     labels: &[u32],
     scales: &[f64],
+    at_once: usize,
 ) -> (Vec<f64>, Tensor, Tensor) {
     let (device, rows, width, vocabulary) = (hidden.device(), hidden.rows(), hidden.cols(), head.out_features());
     let new = |rows| Tensor::zeros(device, rows, width, E::DTYPE, Kind::Gradients);
     let (mut gradient, mut head_gradient) = (new(rows), new(vocabulary));
     let mut nll = vec![0.0; rows];
     let panel = widen_in_parallel::<E>(head, 0..vocabulary, device);
-    let taken = (TRAINED_LOGITS / vocabulary.max(1)).clamp(1, rows.max(1));
+    let taken = (at_once / vocabulary.max(1)).clamp(1, rows.max(1));
     for start in (0..rows).step_by(taken) {
         let range = start..(start + taken).min(rows);
         let h = view(&hidden.as_slice::<E>()[start * width..], range.len(), width);

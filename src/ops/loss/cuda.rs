@@ -1,12 +1,13 @@
-//! `cross_entropy` on a GPU: `kernels/loss.cu` between two matrix products, a chunk of the vocabulary after another.
+//! `cross_entropy` on a GPU: `kernels/loss.cu` between two matrix products, a chunk of the vocabulary after another; where
+//! the head is trained a chunk of the rows.
 
 use super::Found;
 use crate::device::{Arg, Buffer, CudaDevice, Grid, Kind};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::indices;
 use crate::ops::gemm::Product;
-use crate::ops::gemm::cuda::{Block, matmul, widen};
+use crate::ops::gemm::cuda::{Block, matmul, weight_product, widen};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use crate::weights::{Matrix, Resident};
@@ -43,7 +44,6 @@ pub(super) fn cross_entropy(
     labels: &[u32],
     scales: &[f64],
     with_gradient: bool,
-    _with_head_gradient: bool,
 ) -> Result<Found> {
     let (device, dtype, rows, width) = (hidden.device(), hidden.dtype(), hidden.rows(), hidden.cols());
     let scratch = |rows, cols, dtype| Tensor::scratch(device, rows, cols, dtype, Kind::Workspace);
@@ -77,13 +77,93 @@ pub(super) fn cross_entropy(
         }
     }
     let mut loss = Tensor::zeros(device, 1, 1, DType::F32, Kind::Workspace);
-    let nll = walk.find_nll(&picked, None, Some((&mut loss, &scales)))?;
+    let nll = find_nll(cuda, &walk.running, &picked, None, Some((&mut loss, &scales)))?;
     let gradient = match (&sums, &label_rows, &*held) {
         (Some(sums), Some(rows), _) => Some(walk.finish(sums, rows, None, &scales)?),
         (Some(sums), None, Resident::Plain(head)) => Some(walk.finish(sums, head, Some(&labels), &scales)?),
         _ => None,
     };
     Ok(Found { loss, nll, gradient, head_gradient: None })
+}
+
+/// [`cross_entropy`] with the gradient of the head, which is held in the type of `hidden`: rows are taken as many at a time
+/// as make `at_once` logits. The head's gradient is summed in f32 where that takes more than one chunk.
+pub(super) fn cross_entropy_trained(
+    cuda: &CudaDevice,
+    hidden: &Tensor,
+    head: &Matrix,
+    labels: &[u32],
+    scales: &[f64],
+    at_once: usize,
+) -> Result<Found> {
+    let (device, dtype, rows, width) = (hidden.device(), hidden.dtype(), hidden.rows(), hidden.cols());
+    let vocabulary = head.out_features();
+    let labels = as_indices(cuda, labels.iter().map(|&label| label as usize))?;
+    let scales = Tensor::from_f64(device, rows, 1, DType::F32, scales, Kind::Workspace)?;
+    let held = head.on(cuda, dtype)?;
+    let Resident::Plain(weights) = &*held else {
+        return Err(Error::op("cross_entropy", format!("a trained head in {dtype}"), "one as it is stored"));
+    };
+    let taken = (at_once / vocabulary.max(1)).clamp(1, rows.max(1));
+    let ld = vocabulary.next_multiple_of(4);
+    let mut logits = device.allocate(taken.min(rows) * ld * size_of::<f32>(), Kind::Workspace);
+    let mut running = device.allocate(rows * RUNNING_BYTES, Kind::Workspace);
+    let mut picked = Tensor::scratch(device, rows, 1, DType::F32, Kind::Workspace);
+    let mut gradient = Tensor::scratch(device, rows, width, dtype, Kind::Gradients);
+    let sum_dtype = if rows > taken { DType::F32 } else { dtype };
+    let mut head_gradient = match rows {
+        0 => Tensor::zeros(device, vocabulary, width, sum_dtype, Kind::Gradients),
+        _ => Tensor::scratch(device, vocabulary, width, sum_dtype, Kind::Gradients),
+    };
+    let weights = Block::rows(weights, 0..vocabulary);
+    for start in (0..rows).step_by(taken) {
+        let range = start..(start + taken).min(rows);
+        let h = Block::rows(hidden, range.clone());
+        let found = Block::within(&logits, range.len(), vocabulary, ld, DType::F32);
+        // SAFETY: the logits are this function's own, and what used them before is earlier in the stream.
+        unsafe { matmul(cuda, found, Accumulate::Replace, h, weights, Product::Transposed, None) }?;
+        let args = [
+            Arg::buffer_mut(&mut logits),  // float* logits
+            Arg::buffer_mut(&mut running), // Running* running
+            Arg::tensor_mut(&mut picked),  // float* picked
+            Arg::buffer(&labels),          // const int* labels
+            Arg::tensor(&scales),          // const float* scales
+            Arg::int(start),               // int first_row
+            Arg::int(vocabulary),          // int tokens
+            Arg::int(ld),                  // int ld
+        ];
+        // SAFETY: the logits have `ld` ≥ `tokens` floats for each row of the range; the others an element for each of all
+        // rows, the labels below the vocabulary, which the op has checked.
+        unsafe { cuda.kernel("loss", "loss_softmax", dtype)?.run(Grid::new(range.len(), THREADS), &args) }?;
+        let ld = ld * size_of::<f32>() / dtype.size();
+        let d_logits = Block::within(&logits, range.len(), vocabulary, ld, dtype);
+        let accumulate = if start == 0 { Accumulate::Replace } else { Accumulate::Add };
+        let dh = Block::rows_mut(&mut gradient, range);
+        // SAFETY: both gradients are this function's own.
+        unsafe {
+            matmul(cuda, dh, Accumulate::Replace, d_logits, weights, Product::AsStored, None)?;
+            weight_product(cuda, Block::whole_mut(&mut head_gradient), accumulate, d_logits, h)?;
+        }
+    }
+    if sum_dtype != dtype {
+        head_gradient = rounded(cuda, &head_gradient, dtype)?;
+    }
+    let mut loss = Tensor::zeros(device, 1, 1, DType::F32, Kind::Workspace);
+    let nll = find_nll(cuda, &running, &picked, None, Some((&mut loss, &scales)))?;
+    Ok(Found { loss, nll, gradient: Some(gradient), head_gradient: Some(head_gradient) })
+}
+
+/// A gradient in f32 in a narrower type.
+fn rounded(cuda: &CudaDevice, gradient: &Tensor, dtype: DType) -> Result<Tensor> {
+    let mut narrow = Tensor::scratch(gradient.device(), gradient.rows(), gradient.cols(), dtype, Kind::Gradients);
+    let args = [
+        Arg::tensor(gradient),        // const float* x
+        Arg::tensor_mut(&mut narrow), // T* y
+        Arg::long(gradient.len()),    // long long count
+    ];
+    // SAFETY: both hold `count` elements. A thread has 8 of them.
+    unsafe { cuda.kernel("cast", "cast_f32", dtype)?.run(Grid::cover(gradient.len().div_ceil(8), 256), &args) }?;
+    Ok(narrow)
 }
 
 /// The negative log-likelihoods of the `wanted` (row, token) pairs.
@@ -119,7 +199,7 @@ pub(super) fn negative_log_likelihoods(
         unsafe { cuda.kernel_named("loss", "loss_pick")?.run(Grid::cover(count, THREADS), &args) }?;
         walk.normalise(&tokens, None, None)?;
     }
-    walk.find_nll(&picked, Some(&rows), None)?.to_f64_vec()
+    find_nll(cuda, &walk.running, &picked, Some(&rows), None)?.to_f64_vec()
 }
 
 /// `gradient *= factor`, a number that only the GPU need know: `[1, 1]` f32.
@@ -270,26 +350,32 @@ impl<'a> Walk<'a> {
         unsafe { self.cuda.kernel("loss", "loss_finish", dtype)?.run(Grid::new(rows, THREADS), &args) }?;
         Ok(gradient)
     }
+}
 
-    /// `[pairs, 1]` for the logits `picked`, of row `rows[i]` or `i`; and the loss, where each counts as `scales` says.
-    fn find_nll(&self, picked: &Tensor, rows: Option<&Buffer>, loss: Option<(&mut Tensor, &Tensor)>) -> Result<Tensor> {
-        let count = picked.rows();
-        let mut nll = Tensor::scratch(picked.device(), count, 1, DType::F32, Kind::Workspace);
-        let (loss, scales) = match loss {
-            Some((loss, scales)) => (Arg::tensor_mut(loss), Arg::tensor(scales)),
-            None => (Arg::null(), Arg::null()),
-        };
-        let args = [
-            Arg::tensor_mut(&mut nll),             // float* nll
-            loss,                                  // float* loss
-            Arg::buffer(&self.running),            // const Running* running
-            Arg::tensor(picked),                   // const float* picked
-            rows.map_or(Arg::null(), Arg::buffer), // const int* rows
-            scales,                                // const float* scales
-            Arg::int(count),                       // int count
-        ];
-        // SAFETY: nll, picked, rows and scales have `count` elements; running has an element for each row that is named.
-        unsafe { self.cuda.kernel_named("loss", "loss_nll")?.run(Grid::new(1, THREADS), &args) }?;
-        Ok(nll)
-    }
+/// `[pairs, 1]` for the logits `picked`, of row `rows[i]` or `i`; and the loss, where each counts as `scales` says.
+fn find_nll(
+    cuda: &CudaDevice,
+    running: &Buffer,
+    picked: &Tensor,
+    rows: Option<&Buffer>,
+    loss: Option<(&mut Tensor, &Tensor)>,
+) -> Result<Tensor> {
+    let count = picked.rows();
+    let mut nll = Tensor::scratch(picked.device(), count, 1, DType::F32, Kind::Workspace);
+    let (loss, scales) = match loss {
+        Some((loss, scales)) => (Arg::tensor_mut(loss), Arg::tensor(scales)),
+        None => (Arg::null(), Arg::null()),
+    };
+    let args = [
+        Arg::tensor_mut(&mut nll),             // float* nll
+        loss,                                  // float* loss
+        Arg::buffer(running),                  // const Running* running
+        Arg::tensor(picked),                   // const float* picked
+        rows.map_or(Arg::null(), Arg::buffer), // const int* rows
+        scales,                                // const float* scales
+        Arg::int(count),                       // int count
+    ];
+    // SAFETY: nll, picked, rows and scales have `count` elements; running has an element for each row that is named.
+    unsafe { cuda.kernel_named("loss", "loss_nll")?.run(Grid::new(1, THREADS), &args) }?;
+    Ok(nll)
 }

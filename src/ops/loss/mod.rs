@@ -57,8 +57,8 @@ pub fn cross_entropy(
         Device::Cpu(_) => {
             let (nll, gradient, head_gradient) = with_element!(h.dtype(), E => match weight.is_tracked() {
                 true => {
-                    let (nll, gradient, of_head) = cpu::forward_trained::<E>(h, head, labels, scale);
-                    (nll, node.is_tracked().then_some(gradient), Some(of_head))
+                    let (nll, gradient, of_head) = cpu::forward_trained::<E>(h, head, labels, scale, TRAINED_LOGITS);
+                    (nll, Some(gradient), Some(of_head))
                 }
                 false => {
                     let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
@@ -71,14 +71,16 @@ pub fn cross_entropy(
                 |values: &[f64], dtype| Tensor::from_f64(h.device(), values.len(), 1, dtype, values, Kind::Workspace);
             Found { loss: column(&[loss], h.dtype())?, nll: column(&nll, DType::F64)?, gradient, head_gradient }
         }
-        Device::Cuda(cuda) => {
-            cuda::cross_entropy(cuda, h, head, labels, scale, node.is_tracked(), weight.is_tracked())?
-        }
+        Device::Cuda(cuda) => match weight.is_tracked() {
+            true => cuda::cross_entropy_trained(cuda, h, head, labels, scale, TRAINED_LOGITS)?,
+            false => cuda::cross_entropy(cuda, h, head, labels, scale, node.is_tracked())?,
+        },
     };
     if gradient.is_none() && head_gradient.is_none() {
         return Ok(CrossEntropy { loss: Var::constant(loss), nll });
     }
 
+    let gradient = gradient.filter(|_| node.is_tracked());
     let gradient = gradient.map(|gradient| tape.save_prefix(&gradient, node.grad_rows()));
     let loss = tape.record(loss, 1, move |dy, gradients| {
         let scaled = |mut gradient: Tensor| -> Result<Tensor> {
@@ -148,7 +150,8 @@ fn check<'a>(hidden: &Tensor, head: &Matrix, mut tokens: impl Iterator<Item = &'
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::weights::StoredTensor;
+    use crate::weights::{Parameter, ParameterPlace, StoredTensor};
+    use std::sync::Arc;
 
     /// More tokens than fit in one chunk of the vocabulary, and a last chunk that is not full.
     const TOKENS: usize = 4500;
@@ -177,5 +180,56 @@ mod tests {
         assert!(log_probabilities(&hidden, &head, &[]).unwrap().is_empty());
         assert!(log_probabilities(&hidden, &head, &[(3, 0)]).is_err());
         assert!(log_probabilities(&hidden, &head, &[(0, TOKENS as u32)]).is_err());
+    }
+
+    /// Loss and the gradients by the rows and by a head that is trained.
+    fn trained(device: &Device, dtype: DType, at_once: usize) -> [Vec<f64>; 3] {
+        const SHAPE: (usize, usize, usize) = (23, 61, 12);
+        let (rows, vocabulary, width) = SHAPE;
+        // Exact in bf16.
+        let wave = |count: usize, step: usize| -> Vec<f64> {
+            (0..count).map(|i| (i * step % 127) as f64 / 64.0 - 1.0).collect()
+        };
+        let tensor =
+            |rows, values: &[f64]| Tensor::from_f64(device, rows, width, dtype, values, Kind::Workspace).unwrap();
+        let (hidden, value) =
+            (tensor(rows, &wave(rows * width, 29)), tensor(vocabulary, &wave(vocabulary * width, 53)));
+        let place = ParameterPlace { name: "head".into(), shape: vec![vocabulary, width], rows: 0..1, cols: 0..1 };
+        let head = Matrix::trained(Arc::new(Parameter::new(0, place, value)), Orientation::RowPerOutput);
+        let labels: Vec<u32> = (0..rows as u32).map(|row| row * 7 % 61).collect();
+        let scales: Vec<f64> = wave(rows, 31);
+        match device {
+            Device::Cpu(_) => {
+                let (nll, dh, dw) = cpu::forward_trained::<f64>(&hidden, &head, &labels, &scales, at_once);
+                [nll, dh.to_f64_vec().unwrap(), dw.to_f64_vec().unwrap()]
+            }
+            Device::Cuda(cuda) => {
+                let found = cuda::cross_entropy_trained(cuda, &hidden, &head, &labels, &scales, at_once).unwrap();
+                let (dh, dw) = (found.gradient.unwrap(), found.head_gradient.unwrap());
+                assert_eq!((dh.dtype(), dw.dtype()), (dtype, dtype));
+                [found.nll, dh, dw].map(|tensor| tensor.to_f64_vec().unwrap())
+            }
+        }
+    }
+
+    #[test]
+    fn a_trained_heads_gradient_is_the_same_however_many_rows_are_taken_at_once() {
+        if std::env::var_os("SOFTPROMPT_TEST_GPU").is_none_or(|value| value != "1") {
+            ptxsim::standin::install(&ptxsim::standin::Library::ALL).unwrap();
+        }
+        let cpu = Device::cpu(Some(2)).unwrap();
+        let gpu = Device::cuda(crate::device::CudaOptions { pooled: false, ..Default::default() }).unwrap();
+        let want = trained(&cpu, DType::F64, TRAINED_LOGITS);
+        let checks = [(&cpu, DType::F64, 1e-28), (&gpu, DType::F32, 1e-12), (&gpu, DType::BF16, 1e-5)];
+        for (device, dtype, most) in checks {
+            // All, several and a rest, one at a time because a row has more.
+            for at_once in [TRAINED_LOGITS, 9 * 61, 61, 1] {
+                for (index, (got, want)) in trained(device, dtype, at_once).iter().zip(&want).enumerate() {
+                    let error: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
+                    let error = error / want.iter().map(|x| x * x).sum::<f64>();
+                    assert!(error <= most, "{dtype}, {at_once} at once, result {index}: {error:e}");
+                }
+            }
+        }
     }
 }

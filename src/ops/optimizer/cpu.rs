@@ -8,8 +8,9 @@ use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 pub(super) fn adamw<E: Element>(params: &mut Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &AdamWStep) {
-    let [keep, towards, decay, share, size, correction, eps] =
-        [step.keep, step.towards, step.decay, step.share, step.size, step.correction, step.eps].map(E::from_f64);
+    let AdamWStep { factor, keep, towards, decay, share, size, correction, eps } = *step;
+    let [factor, keep, towards, decay, share, size, correction, eps] =
+        [factor, keep, towards, decay, share, size, correction, eps].map(E::from_f64);
     let moments = m.make_mut::<E>().par_chunks_mut(CHUNK).zip(v.make_mut::<E>().par_chunks_mut(CHUNK));
     let values = params.make_mut::<E>().par_chunks_mut(CHUNK).zip(grad.as_slice::<E>().par_chunks(CHUNK));
     values.zip(moments).for_each(|((p, g), (m, v))| {
@@ -17,6 +18,7 @@ pub(super) fn adamw<E: Element>(params: &mut Tensor, grad: &Tensor, m: &mut Tens
             #[inline(always)]
             || {
                 for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+                    let g = factor * g;
                     *p *= keep;
                     *m = lerp(*m, g, towards);
                     *v = *v * decay + share * g * g;

@@ -35,6 +35,7 @@ impl Partials {
     }
 }
 
+/// In bf16 `value` is the weight, and `params` its copy in f32.
 pub(super) fn adamw(
     cuda: &CudaDevice,
     params: &mut Tensor,
@@ -42,14 +43,19 @@ pub(super) fn adamw(
     m: &mut Tensor,
     v: &mut Tensor,
     step: &AdamWStep,
+    value: Option<&mut Tensor>,
 ) -> Result<()> {
     let kernel = kernel(cuda, "adamw", grad.dtype())?;
-    let args = [
-        Arg::tensor_mut(params),     // float* p
-        Arg::tensor_mut(m),          // float* m
-        Arg::tensor_mut(v),          // float* v
-        Arg::tensor(grad),           // const float* g
+    let mut args = vec![
+        Arg::tensor_mut(params), // float* p
+        Arg::tensor_mut(m),      // float* m
+        Arg::tensor_mut(v),      // float* v
+        Arg::tensor(grad),       // const T* g
+    ];
+    args.extend(value.map(Arg::tensor_mut)); // bf16* value
+    args.extend([
         Arg::long(grad.len()),       // long long count
+        Arg::float(step.factor),     // float factor
         Arg::float(step.keep),       // float keep
         Arg::float(step.towards),    // float towards
         Arg::float(step.decay),      // float decay
@@ -57,9 +63,9 @@ pub(super) fn adamw(
         Arg::float(step.size),       // float size
         Arg::float(step.correction), // float correction
         Arg::float(step.eps),        // float epsilon
-    ];
-    // SAFETY: all four hold `count` floats. A thread has 4 of them.
-    unsafe { kernel.run(Grid::elements(grad.len(), grad.dtype()), &args) }
+    ]);
+    // SAFETY: all of them hold `count` elements of the types in the comments. A thread has 4 of them.
+    unsafe { kernel.run(Grid::elements(grad.len(), DType::F32), &args) }
 }
 
 pub(super) fn adafactor(

@@ -9,13 +9,15 @@ mod cpu;
 mod cuda;
 
 use crate::device::Device;
-use crate::dtype::Element;
+use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, with_element};
 
 /// The numbers of one AdamW step: they depend on the step, not on the parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
+    /// What the gradient is multiplied by before all else.
+    pub factor: f64,
     /// `1 − lr·wd`: what a parameter is multiplied by.
     pub keep: f64,
     /// `1 − β₁`: how far the first moment goes towards the gradient.
@@ -32,7 +34,7 @@ pub struct AdamWStep {
     pub eps: f64,
 }
 
-/// `p ← keep·p`, `m ← m + towards·(g − m)`, `v ← decay·v + share·g²`, `p ← p + size·m / (√v/correction + ε)`.
+/// With `g` the gradient times `factor`: `p ← keep·p`, `m ← m + towards·(g − m)`, `v ← decay·v + share·g²`, `p ← p + size·m / (√v/correction + ε)`.
 ///
 /// # Errors
 /// [`Error::Op`] where shapes or types differ; [`Error::Device`] where a GPU fails.
@@ -40,9 +42,35 @@ pub fn adamw(params: &mut Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor,
     check("AdamW", params, [grad, m, v])?;
     match grad.device() {
         Device::Cpu(_) => with_element!(grad.dtype(), E => cpu::adamw::<E>(params, grad, m, v, step)),
-        Device::Cuda(cuda) => cuda::adamw(cuda, params, grad, m, v, step)?,
+        Device::Cuda(cuda) => cuda::adamw(cuda, params, grad, m, v, step, None)?,
     }
     Ok(())
+}
+
+/// [`adamw`] of a weight that is held in bf16, as its gradient is: the step is taken on `params`, a copy in f32, and `value`
+/// becomes what that rounds to.
+///
+/// # Errors
+/// As [`adamw`]; on a CPU, which does not compute in bf16.
+pub fn adamw_rounded(
+    params: &mut Tensor,
+    grad: &Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+    step: &AdamWStep,
+    value: &mut Tensor,
+) -> Result<()> {
+    check("AdamW", params, [params, m, v])?;
+    let of = |dtype| (params.rows(), params.cols(), dtype);
+    for tensor in [grad, value] {
+        if (tensor.rows(), tensor.cols(), tensor.dtype()) != of(DType::BF16) || params.dtype() != DType::F32 {
+            return Err(Error::op("AdamW", "bf16 beside a copy in f32 of one shape", tensor.describe()));
+        }
+    }
+    match grad.device() {
+        Device::Cpu(_) => Err(Error::op("AdamW", "f32 or f64 on a CPU", grad.describe())),
+        Device::Cuda(cuda) => cuda::adamw(cuda, params, grad, m, v, step, Some(value)),
+    }
 }
 
 /// The numbers of one Adafactor step.

@@ -2,6 +2,7 @@
 
 use crate::device::{Arg, CudaDevice, Grid};
 use crate::error::Result;
+use crate::ops::columns::{self, Normed, Sum};
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 
@@ -71,13 +72,24 @@ pub(super) fn backward(
     unsafe { kernel.run(Grid::rows(rows, cols), &args) }
 }
 
+/// `dw (+)= Σ r x ∘ dy` over the rows.
 pub(super) fn weight_gradient(
-    _cuda: &CudaDevice,
-    _dy: &Tensor,
-    _x: &Tensor,
-    _epsilon: f64,
-    _dw: &mut Tensor,
-    _accumulate: Accumulate,
+    cuda: &CudaDevice,
+    dy: &Tensor,
+    x: &Tensor,
+    epsilon: f64,
+    dw: &mut Tensor,
+    accumulate: Accumulate,
 ) -> Result<()> {
-    Err(crate::error::Error::op("rms_norm", "a frozen weight on a GPU", "a trained one"))
+    let mut moments = columns::moments(cuda, x.rows());
+    let args = [
+        Arg::tensor(x),                // const T* x
+        Arg::buffer_mut(&mut moments), // float2* moments
+        Arg::int(x.rows()),            // int rows
+        Arg::int(x.cols()),            // int cols
+        Arg::float(epsilon),           // float epsilon
+    ];
+    // SAFETY: x holds rows · cols elements, `moments` two floats for each row.
+    unsafe { cuda.kernel("rms_norm", "rms_norm_moments", x.dtype())?.run(Grid::rows(x.rows(), x.cols()), &args) }?;
+    columns::sum(cuda, dy, None, Some((Normed { x, moments: &moments }, Sum { out: dw, accumulate })))
 }
