@@ -302,7 +302,7 @@ fn sums_of(dir: &Path) -> Result<String> {
     let entries = entries.map_err(|error| Error::io(dir, "list", error))?;
     let mut names: Vec<String> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort_unstable();
-    names.iter().map(|name| Ok(format!("{}  {name}\n", storage::file_sha256(&dir.join(name))?))).collect()
+    names.iter().map(|name| Ok(format!("{}  {name}\n", storage::file_sha256(dir.join(name))?))).collect()
 }
 
 /// The hashes that `SHA256SUMS` gives the files of a checkpoint.

@@ -1,7 +1,6 @@
 //! The predicted memory of a step beside the device's account of it.
 
 #[path = "cases/mod.rs"]
-#[allow(dead_code, reason = "shared by several tests")]
 mod cases;
 
 use softprompt::device::Kind;

@@ -2,10 +2,8 @@
 //! the batch is divided.
 
 #[path = "cases/mod.rs"]
-#[allow(dead_code, reason = "shared by several tests")]
 mod cases;
 #[path = "naive/mod.rs"]
-#[allow(dead_code, reason = "shared by several tests")]
 mod naive;
 
 use cases::Random;

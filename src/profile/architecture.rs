@@ -261,7 +261,7 @@ mod tests {
     fn a_model_of_seventy_billion_numbers_needs_them() {
         let (large, _) = read(LLAMA_70B).unwrap();
         let need = large.need(&plan(Method::Prompt));
-        assert_eq!(need.bytes(Kind::Weights) >> 20, 2 * 70_553_706_496 >> 20);
+        assert_eq!(need.bytes(Kind::Weights) >> 20, (2 * 70_553_706_496) >> 20);
         assert!(need.total() > need.bytes(Kind::Weights));
         assert_eq!(large.largest_batch(&plan(Method::Prompt), 80 << 30), 0);
         let most = large.largest_batch(&plan(Method::Prompt), 160 << 30);

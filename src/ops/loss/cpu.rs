@@ -108,7 +108,7 @@ pub(super) fn forward_trained<E: Element>(
                     }
                 },
             );
-            logits[label as usize] = logits[label as usize] - E::from_f64(scale);
+            logits[label as usize] -= E::from_f64(scale);
         });
         let d_logits = view(logits, range.len(), vocabulary);
         let dh = view_mut(&mut gradient.make_mut::<E>()[start * width..], range.len(), width);
