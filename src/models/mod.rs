@@ -1,6 +1,6 @@
 //! Language models: opened from disk, run over a [`Layout`] with a prompt in front.
 //!
-//! A new family of causal models is a file here that fills a [`decoder::Decoder`], and an arm in [`Model::open`].
+//! A new family of causal models is a file here that fills a `decoder::Decoder`, and an arm in [`Model::open`].
 
 mod cache;
 mod config;

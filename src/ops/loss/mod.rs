@@ -8,7 +8,7 @@
 //! * backward: they, times the gradient of the loss
 //!
 //! The gradient of a trained head needs `softmax` itself, which is known when a row has seen the whole vocabulary: then a
-//! few rows are taken at a time instead, as many as make [`TRAINED_LOGITS`] logits.
+//! few rows are taken at a time instead, as many as make `TRAINED_LOGITS` logits.
 
 mod cpu;
 #[allow(unsafe_code, reason = "launches kernels")]
