@@ -33,17 +33,21 @@ fn a_prediction_is_within_a_tenth_of_what_a_gpu_holds() {
     ];
     for (name, config, (prompt_rows, examples, tokens)) in cases {
         for dtype in [DType::F32, DType::BF16] {
-            for recompute in Recompute::ALL {
+            for (trainable, recompute) in [false, true].into_iter().flat_map(|t| Recompute::ALL.map(|r| (t, r))) {
                 // What cuBLASLt asks for beside its operands is its own choice, and much beside so small a model.
                 let own = CudaOptions { pooled: gpu::is_real(), matmul: Matmul::Own, ..CudaOptions::default() };
                 let device = gpu::cuda_with(own);
-                let options = ModelOptions { dtype, recompute, ..ModelOptions::default() };
+                let options = ModelOptions { dtype, recompute, trainable, ..ModelOptions::default() };
                 let model = Model::random(config.clone(), 1, &device, options).unwrap();
                 let found = measure(&model, prompt_rows, examples, tokens).unwrap().memory;
-                let stream = Stream::even(prompt_rows, examples, tokens, 1);
+                let stream = Stream::even(if trainable { 0 } else { prompt_rows }, examples, tokens, 1);
                 let predicted = predict(&Setup::of(&model), &stream, recompute);
                 let error = 100.0 * (predicted.total() as f64 / found.peak_total() as f64 - 1.0);
-                println!("{name}, {dtype}, {}: {error:+.1} %, {}", recompute.name(), predicted.peak().name);
+                println!(
+                    "{name}, {dtype}, trainable {trainable}, {}: {error:+.1} %, {}",
+                    recompute.name(),
+                    predicted.peak().name
+                );
                 for kind in Kind::ALL {
                     println!(
                         "    {:>18} {:>10} {:>10}",

@@ -289,7 +289,7 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
     table.header.extend(about.devices.iter().map(|(name, _)| name.clone()));
     let mut bars = Vec::new();
     let mut told = Vec::new();
-    let is_checked = |method| about.architecture.is_checked(method, subject.device != "cpu");
+    let is_checked = about.architecture.is_checked();
     for forecast in about.forecasts {
         let Forecast { method, recompute, need, fits } = forecast;
         let mut cells = strings([method_name(*method), recompute.name()]);
@@ -305,13 +305,13 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
         told.push(json!({
             "method": method_name(*method),
             "recompute": recompute.name(),
-            "checked_against_measurements": is_checked(*method),
             "predicted": need_json(need),
             "fits": devices.collect::<Value>(),
         }));
     }
     let mut json = subject.json();
     json.insert("family".into(), about.architecture.family().into());
+    json.insert("checked_against_measurements".into(), is_checked.into());
     json.insert("methods".into(), told.into());
     let title = subject.title();
     let sizes = subject.sizes();
@@ -323,18 +323,13 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
             subject.prompt_rows, subject.tokens
         ),
     ];
-    let unchecked = match about.architecture {
-        Architecture::T5(_) => Some(
+    if !is_checked {
+        notes.push(
             "This is an encoder with a decoder, counted by the rules that hold for causal models; it is not checked \
-                  against a measurement.",
-        ),
-        Architecture::Causal(_) if about.forecasts.iter().any(|forecast| !is_checked(forecast.method)) => Some(
-            "Training all weights is counted for a GPU by the rules that hold on a CPU; it is not checked against a \
-                  measurement there.",
-        ),
-        Architecture::Causal(_) => None,
-    };
-    notes.extend(unchecked.map(str::to_owned));
+             against a measurement."
+                .into(),
+        );
+    }
     Told {
         json: json.into(),
         text: format!("{title}\n{}\n\n{}\n\n{}", notes[0], table.text(), notes[1..].join("\n")),
