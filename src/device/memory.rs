@@ -47,6 +47,8 @@ pub struct MemoryReport {
     peaks: [usize; 5],
     peak_total: usize,
     at_peak: [usize; 5],
+    /// The most ever held, which [`Ledger::reset_peak`] leaves alone.
+    most: usize,
 }
 
 impl MemoryReport {
@@ -92,6 +94,7 @@ impl Ledger {
             report.current[slot] += bytes;
             report.peaks[slot] = report.peaks[slot].max(report.current[slot]);
             let total = report.current_total();
+            report.most = report.most.max(total);
             if total > report.peak_total {
                 report.peak_total = total;
                 report.at_peak = report.current;
@@ -115,9 +118,10 @@ impl Ledger {
         self.with(|report| *report)
     }
 
-    /// How many bytes a device's pool may keep: held and pooled together never exceed the peak.
+    /// How many bytes a device's pool may keep: held and pooled together never exceed the most ever held, whatever peaks
+    /// were looked at in between.
     pub(super) fn room_in_pool(&self) -> usize {
-        self.with(|report| report.peak_total().saturating_sub(report.current_total()))
+        self.with(|report| report.most.saturating_sub(report.current_total()))
     }
 
     pub(super) fn reset_peak(&self) {
