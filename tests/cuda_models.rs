@@ -8,13 +8,12 @@ mod gpu;
 
 use cases::models::{batch, gpt2, llama, prompt, qwen2};
 use common::{Golden, causal_rows, close_absolute, golden, golden_cases};
-use gpu::{cuda, cuda_with, same_driver};
+use gpu::{cuda, cuda_with};
 use softprompt::device::{CudaOptions, Kind, Matmul};
 use softprompt::generate::{Generator, Sampling};
 use softprompt::models::{Family, ModelConfig};
 use softprompt::optim::{AdamWConfig, Optimizer, OptimizerConfig};
 use softprompt::{Batch, DType, Device, Model, ModelOptions, WeightStorage};
-use std::process::Command;
 
 fn options(dtype: DType) -> ModelOptions {
     ModelOptions { dtype, weights: WeightStorage::Mapped, ..ModelOptions::default() }
@@ -260,20 +259,5 @@ fn print_bits() {
 
 #[test]
 fn no_bit_depends_on_the_order_of_blocks() {
-    if gpu::is_real() {
-        eprintln!("SKIPPED: a real GPU chooses the order itself");
-        return;
-    }
-    let run = |reverse: &str, threads: &str| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "print_bits", "--nocapture"]);
-        command.env("PTXSIM_REVERSE", reverse).env("PTXSIM_THREADS", threads);
-        let output = same_driver(&mut command).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        text.lines().find_map(|line| line.split_once("bits ").map(|(_, hash)| hash.to_string())).unwrap()
-    };
-    let straight = run("0", "2");
-    assert_eq!(run("1", "2"), straight, "blocks last first");
-    assert_eq!(run("0", "1"), straight, "one thread");
+    gpu::assert_order_of_blocks_changes_no_bit();
 }

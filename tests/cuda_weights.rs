@@ -6,12 +6,11 @@ mod cases;
 mod gpu;
 
 use cases::models::{batch, gpt2, llama, qwen2};
-use gpu::{cuda, cuda_with, same_driver};
+use gpu::{cuda, cuda_with};
 use softprompt::device::{CudaOptions, Kind, Matmul};
 use softprompt::models::{ModelConfig, Recompute};
 use softprompt::optim::{AdamWConfig, OptimizerConfig, WeightOptimizer, clip_factor, grad_norm};
 use softprompt::{DType, Device, Model, ModelOptions, Tensor};
-use std::process::Command;
 
 /// One example has a single input token; ids repeat.
 const LENGTHS: [(usize, usize); 4] = [(3, 2), (1, 4), (40, 1), (2, 2)];
@@ -204,20 +203,5 @@ fn print_bits() {
 
 #[test]
 fn no_bit_depends_on_the_order_of_blocks() {
-    if gpu::is_real() {
-        eprintln!("SKIPPED: a real GPU chooses the order itself");
-        return;
-    }
-    let run = |reverse: &str, threads: &str| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "print_bits", "--nocapture"]);
-        command.env("PTXSIM_REVERSE", reverse).env("PTXSIM_THREADS", threads);
-        let output = same_driver(&mut command).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        text.lines().find_map(|line| line.split_once("bits ").map(|(_, hash)| hash.to_string())).unwrap()
-    };
-    let straight = run("0", "2");
-    assert_eq!(run("1", "2"), straight, "blocks last first");
-    assert_eq!(run("0", "1"), straight, "one thread");
+    gpu::assert_order_of_blocks_changes_no_bit();
 }

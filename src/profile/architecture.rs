@@ -1,5 +1,6 @@
 //! Models that are known by their configuration alone, and what a step of theirs would need.
 
+use super::choose::most_that_fit;
 use super::moments::{Prediction, predict};
 use super::sizes::{Method, Parameters, Setup, Stream};
 use super::t5::{T5Config, T5Step};
@@ -72,8 +73,6 @@ impl Need {
 
 /// The longest `config.json` that is read.
 const LONGEST_CONFIG: u64 = 16 << 20;
-/// The most examples that are considered.
-const MOST_EXAMPLES: usize = 1 << 20;
 /// Tokens of an example that are predicted.
 const LABELS: usize = 1;
 
@@ -157,19 +156,7 @@ impl Architecture {
 
     /// The most examples of a step like `plan` that fit into `limit` bytes, up to a million or so; 0 if not even one does.
     pub fn largest_batch(&self, plan: &Plan, limit: u64) -> usize {
-        let fits = |examples| self.need(&Plan { examples, ..*plan }).total() <= limit;
-        if !fits(1) {
-            return 0;
-        }
-        let (mut least, mut most) = (1, 2);
-        while most <= MOST_EXAMPLES && fits(most) {
-            (least, most) = (most, 2 * most);
-        }
-        while least + 1 < most {
-            let middle = least.midpoint(most);
-            if fits(middle) { least = middle } else { most = middle }
-        }
-        least
+        most_that_fit(|examples| self.need(&Plan { examples, ..*plan }).total() <= limit)
     }
 }
 

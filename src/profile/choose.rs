@@ -65,8 +65,12 @@ pub fn largest_batch(
     recompute: Recompute,
     limit: u64,
 ) -> usize {
-    let fits =
-        |examples| predict(setup, &Stream::even(prompt_rows, examples, tokens, labels), recompute).total() <= limit;
+    let need = |examples| predict(setup, &Stream::even(prompt_rows, examples, tokens, labels), recompute).total();
+    most_that_fit(|examples| need(examples) <= limit)
+}
+
+/// The most examples that `fits` takes, which takes any fewer too; 0 if not even one.
+pub(super) fn most_that_fit(fits: impl Fn(usize) -> bool) -> usize {
     if !fits(1) {
         return 0;
     }

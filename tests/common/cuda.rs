@@ -41,3 +41,24 @@ pub fn same_driver(command: &mut Command) -> &mut Command {
     }
     command
 }
+
+/// Runs this program's test `print_bits` with blocks forward and last first, on two threads and on one; it prints
+/// `bits` and a hash, which must be the same.
+pub fn assert_order_of_blocks_changes_no_bit() {
+    if is_real() {
+        eprintln!("SKIPPED: a real GPU chooses the order itself");
+        return;
+    }
+    let run = |reverse: &str, threads: &str| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "print_bits", "--nocapture"]);
+        command.env("PTXSIM_REVERSE", reverse).env("PTXSIM_THREADS", threads);
+        let output = same_driver(&mut command).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        text.lines().find_map(|line| line.split_once("bits ").map(|(_, hash)| hash.to_string())).unwrap()
+    };
+    let straight = run("0", "2");
+    assert_eq!(run("1", "2"), straight, "blocks last first");
+    assert_eq!(run("0", "1"), straight, "one thread");
+}
