@@ -79,8 +79,11 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     };
     let trainable = config.method != Method::Prompt;
     let init_weights = config.init_weights;
-    let mut model =
-        Model::open(&config.model, &device, ModelOptions { dtype, weights, recompute, trainable, init_weights })?;
+    let mut model = Model::open(
+        &config.model,
+        &device,
+        ModelOptions { dtype, weights, recompute, trainable, init_weights, ..Default::default() },
+    )?;
 
     let limit = model.config().max_position_embeddings;
     let prompt_rows = if trainable { 0 } else { config.num_virtual_tokens };
