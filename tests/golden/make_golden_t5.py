@@ -8,8 +8,9 @@ As `make_golden.py`, whose float64 it shares. PEFT knows a prompt on the encoder
 What transformers 5.23 does, read in its code and checked in `check_load`:
   - T5Config forgets `tie_word_embeddings`: it turns it into `scale_decoder_outputs` (true unless it was false), sets it
     true, and ties. A head of its own survives because `from_pretrained` does not tie what the file holds with different
-    values. So the config's key decides whether the head's input is multiplied by d_model^-0.5, and the file whether there
-    is a second table.
+    values. So the file decides whether there is a second table, and the config whether the head's input is multiplied by
+    d_model^-0.5: by `scale_decoder_outputs` where it has that key, else by `tie_word_embeddings`.
+  - What it saves therefore says `tie_word_embeddings: true` even of a model with a head of its own (`t5_silu`).
   - MT5 never scales, whatever its config says, and keeps its head in the same way.
   - `decoder_input_ids` are the labels, moved right behind `decoder_start_token_id`, with the pad id for -100.
 """
@@ -52,8 +53,8 @@ MODELS = {
             dict(tie_word_embeddings=False)),
     "byt5": (t5(d_kv=4, num_heads=3, num_layers=3, num_decoder_layers=1, vocab_size=200), BF16, None,
              dict(tie_word_embeddings=False)),
-    "t5_silu": (t5(feed_forward_proj="gated-silu", d_kv=6, num_heads=2, layer_norm_epsilon=1e-5), F32, None,
-                dict(tie_word_embeddings=False)),
+    # Its config as transformers 5 writes it.
+    "t5_silu": (t5(feed_forward_proj="gated-silu", d_kv=6, num_heads=2, layer_norm_epsilon=1e-5), F32, None, {}),
     "t5_buckets": (t5(relative_attention_num_buckets=16, relative_attention_max_distance=20, decoder_start_token_id=3), BF16, None,
                    dict(tie_word_embeddings=False)),
     "t5_f16": (t5(feed_forward_proj="relu", tie_word_embeddings=True, d_kv=4, num_decoder_layers=1), F16, None, {}),
@@ -169,9 +170,7 @@ def with_peft(base, prompt, submodules):
 def write_model(folder, config, dtype, shard, rewritten, seed):
     shutil.rmtree(folder, ignore_errors=True)
     model = AutoModelForSeq2SeqLM.from_config(config)
-    if rewritten.get("tie_word_embeddings", True) is False:
-        # A model made from a config is tied.
-        model.config.tie_word_embeddings = False
+    if not getattr(config, "scale_decoder_outputs", False):  # a model made from a config is tied
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
     randomize(model, seed, dtype)
     model.to(dtype).save_pretrained(folder, **dict(max_shard_size=shard) if shard else {})
@@ -180,7 +179,8 @@ def write_model(folder, config, dtype, shard, rewritten, seed):
         assert len(list(folder.glob("*.safetensors"))) > 1
     path = folder / "config.json"
     written = json.loads(path.read_text())
-    written.pop("scale_decoder_outputs", None)  # in no checkpoint of the hub
+    if "tie_word_embeddings" in rewritten:
+        written.pop("scale_decoder_outputs", None)  # older than that key
     written = {k: v for k, v in (written | rewritten).items() if v is not ...}
     path.write_text(json.dumps(written, indent=2, sort_keys=True))
     path = folder / "model.safetensors"
@@ -201,11 +201,10 @@ def check_load(folder, config, model):
     loaded = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=F32)
     for (name, a), b in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(a.float(), b), name
-    stored = json.loads((folder / "config.json").read_text())
     tied = loaded.shared.weight.data_ptr() == loaded.lm_head.weight.data_ptr()
     index = folder / "model.safetensors.index.json"
     names = json.loads(index.read_text())["weight_map"] if index.exists() else load_file(folder / "model.safetensors")
-    assert tied == (HEAD not in names) == (stored.get("tie_word_embeddings") is not False)
+    assert tied == (HEAD not in names)
     if config.model_type == "t5":
         assert loaded.config.scale_decoder_outputs == tied == config.scale_decoder_outputs
     else:
