@@ -7,6 +7,7 @@ mod bench;
 mod doctor;
 mod eval;
 mod export;
+mod few_shot;
 mod generate;
 mod gradient;
 mod import;
@@ -143,7 +144,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(guarded(&terminal, || (entry.run)(matches, &terminal).map_err(advised)))
 }
 
-/// Runs `work`, reports how it failed, and gives the exit code. A panic is a bug: 1.
 fn guarded(terminal: &Terminal, work: impl FnOnce() -> Result<()>) -> u8 {
     // A library that panics on a broken file is contained and becomes an error: its message is for this place only.
     static MESSAGE: Mutex<String> = Mutex::new(String::new());
@@ -190,7 +190,6 @@ fn described(error: &Error) -> String {
             format!("error: {}\nhint: {}", printable(&bare.to_string()), printable(&problem.hint))
         }
         _ => {
-            let whose = if error.exit_code() == 1 { "this is a bug in softprompt, please report it: " } else { "" };
             format!("error: {whose}{}", printable(&error.to_string()))
         }
     }
