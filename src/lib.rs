@@ -23,6 +23,7 @@ pub mod optim;
 pub mod plot;
 pub mod profile;
 pub mod prompt;
+pub mod report;
 pub mod step;
 pub mod storage;
 pub mod tape;

@@ -15,6 +15,7 @@ mod inspect;
 mod kernels;
 mod options;
 mod profile;
+mod report;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};
@@ -83,6 +84,7 @@ const COMMANDS: &[Command] = &[
         inspect::InspectArgs,
         "Show what a model, prompt or checkpoint holds, or a prompt's nearest tokens"
     ),
+    derived!("report", report::ReportArgs, "Write a page that joins runs: tables, curves, nearest tokens"),
     derived!("export", export::ExportArgs, "Write a prompt in the form of another tool"),
     derived!("import", import::ImportArgs, "Turn a prompt of another tool into one of ours"),
     derived!(
@@ -144,6 +146,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(guarded(&terminal, || (entry.run)(matches, &terminal).map_err(advised)))
 }
 
+/// Runs `work`, reports how it failed, and gives the exit code. A panic is a bug: 1.
 fn guarded(terminal: &Terminal, work: impl FnOnce() -> Result<()>) -> u8 {
     // A library that panics on a broken file is contained and becomes an error: its message is for this place only.
     static MESSAGE: Mutex<String> = Mutex::new(String::new());
@@ -190,6 +193,7 @@ fn described(error: &Error) -> String {
             format!("error: {}\nhint: {}", printable(&bare.to_string()), printable(&problem.hint))
         }
         _ => {
+            let whose = if error.exit_code() == 1 { "this is a bug in softprompt, please report it: " } else { "" };
             format!("error: {whose}{}", printable(&error.to_string()))
         }
     }
