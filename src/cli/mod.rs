@@ -14,6 +14,7 @@ mod import;
 mod inspect;
 mod kernels;
 mod options;
+mod prepare;
 mod profile;
 mod report;
 mod train;
