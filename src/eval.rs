@@ -149,9 +149,9 @@ fn check_room(model: &Model, prompt: &Tensor, example: &Example, target: usize) 
     let (needed, limit) = (prompt.rows() + input + target.saturating_sub(1), model.config().max_position_embeddings);
     if needed > limit {
         let expected = format!("at most {limit} positions for prompt, input and label, as the model has");
-        return Err(Error::input(Place::default(), expected, needed.to_string())
-            .on_line(example.line)
-            .hint("lower max_length and set on_long to truncate or skip, or use a shorter prompt, label or few-shot context"));
+        return Err(Error::input(Place::default(), expected, needed.to_string()).on_line(example.line).hint(
+            "lower max_length and set on_long to truncate or skip, or use a shorter prompt, label or few-shot context",
+        ));
     }
     Ok(())
 }
@@ -298,13 +298,9 @@ impl Ranked {
     /// Adds a row by its labels' summed log-probabilities.
     fn push(&mut self, row: &Row<'_>, logs: &[f64], score: Score) -> Result<()> {
         if let Some(bad) = logs.iter().find(|log| !log.is_finite()) {
-            return Err(Error::diverged(
-                Place::default(),
-                "finite log-probabilities of the labels",
-                bad.to_string(),
-            )
-            .on_line(row.example.line)
-            .hint("prompt or weights hold values too large for the type computed in"));
+            return Err(Error::diverged(Place::default(), "finite log-probabilities of the labels", bad.to_string())
+                .on_line(row.example.line)
+                .hint("prompt or weights hold values too large for the type computed in"));
         }
         self.nll -= logs[row.truth];
         self.label_tokens += row.labels[row.truth].len();
@@ -361,7 +357,8 @@ fn ranking_layout(prompt_rows: &[usize], rows: &[Row<'_>]) -> Result<(Layout, Ve
             let root = sequences.len();
             let ids = &row.example.input_ids;
             sequences.push(Sequence { keep_last: true, score_end: true, ..Sequence::example(prompt, ids, ids.len()) });
-            sequences.extend(row.longer().map(|ids| Sequence { parent: Some(root), ..Sequence::example(prompt, ids, 1) }));
+            sequences
+                .extend(row.longer().map(|ids| Sequence { parent: Some(root), ..Sequence::example(prompt, ids, 1) }));
             let end = scored;
             scored += 1;
             for ids in row.labels {

@@ -10,6 +10,7 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod eval;
+pub mod experiments;
 pub mod flops;
 pub mod generate;
 pub mod indices;

@@ -35,7 +35,8 @@ fn several_prompts_are_scored_alone_and_together() {
     ids(&bench, "data.jsonl", &[(&[1, 2], &[5]), (&[3], &[6, 7]), (&[9, 9], &[5]), (&[4], &[8])]);
     for (name, seed) in [("a", "1"), ("b", "2"), ("c", "3")] {
         let (model, out, data) = (bench.at("model"), bench.at(name), bench.at("rows.jsonl"));
-        let flags = ["train", "--quiet", "--model", &model, "--output-dir", &out, "--train-file", &data, "--seed", seed];
+        let flags =
+            ["train", "--quiet", "--model", &model, "--output-dir", &out, "--train-file", &data, "--seed", seed];
         let rows = seed.parse::<usize>().unwrap().to_string();
         assert!(run([&flags[..], &["--max-steps", "1", "--num-virtual-tokens", &rows]].concat()).status.success());
     }
@@ -67,7 +68,8 @@ fn several_prompts_are_scored_alone_and_together() {
     }
     let flags = [&several[..], &["--generate"]].concat();
     refused("generated", &eval(&bench, "data.jsonl", &flags), 2, &["--prompt", "--generate"]);
-    let flags = [&several[..], &["--prompt", &bench.at("rows.jsonl")]].concat();
+    let no_prompt = bench.at("rows.jsonl");
+    let flags = [&several[..], &["--prompt", &no_prompt]].concat();
     refused("no prompt", &eval(&bench, "data.jsonl", &flags), 4, &["rows.jsonl"]);
 }
 

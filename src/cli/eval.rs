@@ -12,7 +12,6 @@ use crate::eval::{Evaluation, Labels, Score, mean_loss, rank};
 use crate::generate::{Generator, Sampling};
 use crate::metrics::{Normalise, exact_match_rate};
 use crate::models::Model;
-use crate::prompt::FewShot;
 use crate::storage::atomic_write;
 use crate::tensor::Tensor;
 use serde_json::json;
@@ -80,7 +79,7 @@ pub(super) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<()> {
     let virtual_tokens: Vec<usize> = prompts.iter().map(Tensor::rows).collect();
     let few_shot = args.few_shot.choose(&model, &args.rows.options(&model, 0)?)?;
     let prompts = match &few_shot {
-        Some(few) => prompts.iter().map(|prompt| with_examples(few, &model, prompt)).collect::<Result<Vec<_>>>()?,
+        Some(few) => prompts.iter().map(|prompt| few.in_front(&model, prompt)).collect::<Result<Vec<_>>>()?,
         None => prompts,
     };
     let longest = prompts.iter().map(Tensor::rows).max().unwrap_or(0);
@@ -124,12 +123,6 @@ pub(super) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<()> {
         .map(|(name, value)| format!("{name:<20} {value}"))
         .collect();
     terminal.result(&result, &format!("{}{}", text.unwrap_or_default(), numbers.join("\n")))
-}
-
-/// `prompt` with the examples' rows below it.
-fn with_examples(few: &FewShot, model: &Model, prompt: &Tensor) -> Result<Tensor> {
-    let values = few.behind(model, prompt.to_f64_vec()?)?;
-    model.prompt_from(prompt.rows() + few.ids.len(), &values)
 }
 
 fn labels(args: &EvalArgs, model: &Model, dataset: &Dataset) -> Result<Labels> {

@@ -6,6 +6,7 @@
 mod bench;
 mod doctor;
 mod eval;
+mod experiment;
 mod export;
 mod few_shot;
 mod generate;
@@ -77,6 +78,7 @@ macro_rules! derived {
 
 const COMMANDS: &[Command] = &[
     Command { name: "train", build: train::command, run: train::run },
+    Command { name: "experiment", build: experiment::command, run: experiment::run },
     derived!("eval", eval::EvalArgs, "Score a prompt on labelled rows, or the model without one"),
     derived!("generate", generate::GenerateArgs, "Continue texts behind a prompt"),
     derived!("gradient", gradient::GradientArgs, "Write one batch's mean loss and prompt gradient"),
@@ -288,7 +290,7 @@ mod tests {
     fn every_command_says_what_it_does_and_not_what_its_flags_do() {
         for (entry, built) in COMMANDS.iter().zip(command().get_subcommands()) {
             let about = built.get_about().map(ToString::to_string).unwrap_or_default();
-            let verbs = ["Tune", "Score", "Continue", "Write", "Show", "Turn", "Time", "Report"];
+            let verbs = ["Tune", "Train", "Score", "Continue", "Write", "Show", "Turn", "Time", "Report"];
             assert!(verbs.iter().any(|verb| about.starts_with(verb)), "{}: {about}", entry.name);
             assert!(built.get_long_about().is_none(), "{}", entry.name);
         }

@@ -6,6 +6,7 @@
 use crate::data::{Dataset, EpochOrder, Example};
 use crate::error::{Error, Place, Result};
 use crate::models::Model;
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
 /// How examples are chosen and written.
@@ -80,15 +81,22 @@ impl FewShot {
         Ok(few)
     }
 
-    /// The rows that stand in front of every row: those of `prompt` `[P, d]`, then the examples' embeddings.
+    /// What stands in front of every row: the rows of `prompt` `[P, d]`, then the examples' embeddings.
     ///
     /// # Errors
-    /// [`Error::Input`] for ids that the model does not have.
-    pub fn behind(&self, model: &Model, mut prompt: Vec<f64>) -> Result<Vec<f64>> {
-        for &id in &self.ids {
-            prompt.extend(model.embedding_row(id)?);
+    /// [`Error::Config`] if that leaves no position of the model; [`Error::Op`] for ids that it does not have.
+    pub fn in_front(&self, model: &Model, prompt: &Tensor) -> Result<Tensor> {
+        let (rows, limit) = (prompt.rows() + self.ids.len(), model.config().max_position_embeddings);
+        if rows >= limit {
+            let expected = format!("fewer than {limit} tokens of prompt and examples, the model's positions");
+            return Err(Error::config(Place::item("few_shot"), expected, rows.to_string())
+                .hint("ask for fewer examples, or take them from a file of shorter ones"));
         }
-        Ok(prompt)
+        let mut values = prompt.to_f64_vec()?;
+        for &id in &self.ids {
+            values.extend(model.embedding_row(id)?);
+        }
+        model.prompt_from(rows, &values)
     }
 
     /// Takes the beginning id off the rows: it stands in front of the examples.

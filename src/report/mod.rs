@@ -24,10 +24,9 @@ pub fn table(runs: &[Run]) -> Table {
     let header = ["run"].into_iter().chain(keys.iter().copied()).chain(["steps", "best", "last loss", "seconds"]);
     let mut table = Table::new(header);
     for run in runs {
-        let best = run.best().map_or_else(
-            || "–".to_owned(),
-            |best| format!("{} {:.4} (step {})", best.metric, best.value, best.step),
-        );
+        let best = run
+            .best()
+            .map_or_else(|| "–".to_owned(), |best| format!("{} {:.4} (step {})", best.metric, best.value, best.step));
         let mut cells = vec![run.name()];
         cells.extend(keys.iter().map(|key| run.value(key)));
         cells.extend([run.steps().to_string(), best, cell(run.last_loss(), 4), cell(run.seconds(), 1)]);

@@ -62,7 +62,8 @@ fn what_is_missing_is_said_and_what_is_damaged_is_named() {
     let page = html("t", &runs, &[Err("no prompt".into())]);
     assert!(page.contains("No run has it.") && page.contains("no prompt"));
 
-    fs::write(path.join("metrics.jsonl"), "{\"step\":1,\"split\":\"train\",\"time\":1,\"loss\":1}\nnonsense\n").unwrap();
+    fs::write(path.join("metrics.jsonl"), "{\"step\":1,\"split\":\"train\",\"time\":1,\"loss\":1}\nnonsense\n")
+        .unwrap();
     let error = find(std::slice::from_ref(&path)).unwrap_err().to_string();
     assert!(error.contains("metrics.jsonl:2") && error.contains("nonsense"), "{error}");
 
