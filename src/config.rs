@@ -168,6 +168,17 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Accuracy => "accuracy",
+            Self::BalancedAccuracy => "balanced_accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
     /// Whether a greater value is a better one.
     pub const fn greater_is_better(self) -> bool {
         !matches!(self, Self::Loss)
@@ -227,6 +238,16 @@ impl Resolved {
     /// Where the value of `key` came from; [`Source::Default`] for a name that is no key.
     pub fn source(&self, key: &str) -> &Source {
         self.settings.source(key)
+    }
+
+    /// Whether the value of `key` is the one it has where no layer gives one.
+    pub fn is_default(&self, key: &str) -> bool {
+        let value = self.settings.value(key);
+        match Key::find(key).map(|known| (known, known.fallback)) {
+            Some((_, Fallback::Unset)) => value.is_none(),
+            Some((known, Fallback::Value(text))) => known.parse(text).ok().flatten().as_ref() == value,
+            _ => false,
+        }
     }
 
     /// The place to name in an error about the value of `key`.

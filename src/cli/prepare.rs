@@ -76,7 +76,7 @@ impl Files {
 pub(super) struct Data {
     pub(super) train: Arc<Dataset>,
     pub(super) held_out: Option<Arc<Dataset>>,
-    options: ExampleOptions,
+    pub(super) options: ExampleOptions,
 }
 
 impl Data {
@@ -195,7 +195,13 @@ fn first_prompt(config: &TrainConfig, model: &Model, data: &Data) -> Result<Vec<
     initial_prompt(model, config.prompt_rows(), init, config.seed)
 }
 
-fn labels_of(config: &TrainConfig, model: &Model, dataset: &Dataset, options: &ExampleOptions) -> Result<Labels> {
+/// The labels of a task: those given, else those found in `dataset`.
+pub(super) fn labels_of(
+    config: &TrainConfig,
+    model: &Model,
+    dataset: &Dataset,
+    options: &ExampleOptions,
+) -> Result<Labels> {
     let encoder = encoder(model).map(|tokenizer| TextEncoder::new(tokenizer, options)).transpose()?;
     match encoder {
         Some(encoder) if !config.labels.is_empty() => Labels::encode(&config.labels, &encoder),

@@ -45,7 +45,13 @@ fn check_method(resolved: &Resolved) -> Result<()> {
         "init_top_k",
         "init_range",
     ];
-    if let Some(key) = of_prompts.into_iter().find(|key| !matches!(resolved.source(key), Source::Default)) {
+    let is_said = |key: &&str| match resolved.source(key) {
+        Source::Default => false,
+        // The file that a run saves has every key: one that says the default says nothing.
+        Source::File(..) => !resolved.is_default(key),
+        Source::Environment | Source::Flag => true,
+    };
+    if let Some(key) = of_prompts.into_iter().find(is_said) {
         return Err(Error::config(resolved.place(key), format!("method = prompt beside {key}"), method)
             .hint(format!("{method} has no prompt: remove {key}")));
     }
