@@ -77,7 +77,7 @@ impl<'a> Scorer<'a> {
                     .ok_or_else(|| crate::error::Error::op("experiment", "held-out rows", "none"))?
             }
             Place::File(_, path) => {
-                let mut options = self.config.example_options(self.model.config().vocab_size)?;
+                let mut options = self.config.example_options(self.model.config())?;
                 options.max_length = longest(self.model, prompt_rows, Some(self.config.max_length));
                 Dataset::load(path, &options, encoder(self.model))?
             }
@@ -94,7 +94,7 @@ impl<'a> Scorer<'a> {
 
     /// `examples` training rows as they stand in the context.
     pub(super) fn few_shot(&self, examples: usize, seed: u64, text: Option<&str>) -> Result<FewShot> {
-        let options = self.config.example_options(self.model.config().vocab_size)?;
+        let options = self.config.example_options(self.model.config())?;
         let joiner = joiner(self.model, text)?;
         few_shot(self.model, &self.config.train_file, &options, (examples, seed), &joiner)
     }
