@@ -108,6 +108,8 @@ fn the_table_and_the_struct_have_the_same_keys_in_the_same_order() {
         ("early_stopping_patience", "1"),
         ("threads", "1"),
         ("memory_limit", "1GiB"),
+        ("append_eos", "true"),
+        ("max_target_length", "1"),
     ];
     let mut config = resolve("", &[], &flags).unwrap().config;
     (config.prompt_init_file, config.init_weights) = (Some("f".into()), Some(1));
