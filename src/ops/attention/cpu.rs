@@ -11,9 +11,10 @@ use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use faer::MatMut;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Groups of segments that a backward pass works on side by side; each has sums of its own for the context keys.
+/// Groups of one prompt's segments that a backward pass works on side by side; each has sums of its own for the context keys.
 const GROUPS: usize = 32;
 
 /// Heads of up to this many elements are worked on in f64: see [`crate::ops::wide`].
@@ -174,10 +175,9 @@ pub(super) fn backward<E: Element>(
         return [dq, dk, dv].into_iter().zip(&wide).for_each(|(gradient, wide)| round_to(gradient, wide));
     }
     let key_width = heads.keys * heads.dim;
-    let mut tasks = split::<E>(saved, heads, segments, d_output.rows(), dq, dk, dv);
-    let per_group = tasks.len().div_ceil(GROUPS).max(1);
-    let sums: Vec<Option<ContextSums>> = tasks
-        .par_chunks_mut(per_group)
+    let mut groups = grouped(split::<E>(saved, heads, segments, d_output.rows(), dq, dk, dv));
+    let sums: Vec<Option<ContextSums>> = groups
+        .par_iter_mut()
         .map(|group| {
             let mut sums = context_sums::<E>(group, saved, key_width);
             for task in group {
@@ -186,7 +186,7 @@ pub(super) fn backward<E: Element>(
             sums
         })
         .collect();
-    drop(tasks);
+    drop(groups);
     for ContextSums { rows, dk: group_dk, dv: group_dv } in sums.into_iter().flatten() {
         let range = rows.start * key_width..rows.end * key_width;
         add_assign(&mut dk.make_mut::<E>()[range.clone()], group_dk.as_slice());
@@ -226,6 +226,26 @@ fn split<'a, E: Element>(
         }
     }
     tasks
+}
+
+/// The groups of the tasks. Those of a prompt depend on its own segments alone, so that the bits of its gradient do not
+/// depend on what else is in the stream.
+fn grouped<E>(tasks: Vec<Task<'_, E>>) -> Vec<Vec<Task<'_, E>>> {
+    let mut of_prompts: BTreeMap<usize, Vec<Task<'_, E>>> = BTreeMap::new();
+    for task in tasks {
+        let Segment { context, own, .. } = task.segment;
+        let first_key = context.first().map_or(own.start, |span| span.start);
+        of_prompts.entry(first_key).or_default().push(task);
+    }
+    let mut groups = Vec::new();
+    for tasks in of_prompts.into_values() {
+        let size = tasks.len().div_ceil(GROUPS);
+        let mut tasks = tasks.into_iter().peekable();
+        while tasks.peek().is_some() {
+            groups.push(tasks.by_ref().take(size).collect());
+        }
+    }
+    groups
 }
 
 /// Zeroed sums over the context keys with gradient that a group's segments see.
