@@ -13,6 +13,7 @@ mod import;
 mod inspect;
 mod kernels;
 mod options;
+mod prepare;
 mod profile;
 mod train;
 

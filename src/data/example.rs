@@ -48,7 +48,7 @@ pub enum OnLong {
 }
 
 /// How rows become examples.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExampleOptions {
     /// The input's text; without it the field `input`.
     pub template: Option<Template>,

@@ -47,7 +47,7 @@ pub struct Training<'a> {
 }
 
 /// Computes held-out metrics of a prompt.
-pub type Evaluator<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Vec<(String, f64)>>;
+pub type Evaluator<'a> = Box<dyn FnMut(&Tensor) -> Result<Vec<(String, f64)>> + 'a>;
 
 /// One optimizer step, for whoever watches.
 #[derive(Debug, Clone, Copy, PartialEq)]
