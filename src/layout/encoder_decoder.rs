@@ -297,10 +297,10 @@ mod tests {
         let encoder = layout.encoder.unwrap();
         assert_eq!(encoder.prompt_index, [0, 1, 2, 3, 4]);
         assert_eq!(encoder.positions, [0, 1, 0, 1, 2, 3, 4, 2]);
-        assert_eq!(encoder.all.as_slice()[0].context, []);
+        assert!(encoder.all.as_slice()[0].context.is_empty());
         assert_eq!(encoder.all.as_slice()[2].context, vec![2..5]);
         assert_eq!(layout.cross.unwrap().scored.as_slice()[1].context, vec![0..2, 7..8]);
-        assert_eq!(layout.prompt_index.unwrap(), []);
+        assert!(layout.prompt_index.unwrap().is_empty());
     }
 
     #[test]

@@ -497,9 +497,10 @@ impl HuggingFace {
         let activation =
             Activation::named(name).map_or_else(|| self.refuse("feed_forward_proj", names, format!("{mlp:?}")), Ok)?;
         let start = self.size("decoder_start_token_id", Some(self.size("pad_token_id", Some(0))?))?;
-        // T5 v1.0 has one table and scaled outputs, later versions neither; mT5's outputs are never scaled.
+        // T5 v1.0 has one table and scaled outputs, later versions neither. What transformers 5 writes always says tied, and
+        // of mT5 that is said by most: the file then tells whether there is a head.
         let is_tied = self.flag("tie_word_embeddings", true)?;
-        let scales = self.flag("scale_decoder_outputs", is_tied && family == Family::T5)?;
+        let scales = self.flag("scale_decoder_outputs", is_tied)? && family == Family::T5;
         Ok(ModelConfig {
             family,
             hidden_size: self.size("d_model", None)?,
@@ -515,7 +516,7 @@ impl HuggingFace {
             is_gated,
             rope_theta: 1.0,
             rope_scaling: RopeScaling::None,
-            tie_word_embeddings: is_tied,
+            tie_word_embeddings: is_tied && scales,
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,

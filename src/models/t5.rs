@@ -55,11 +55,8 @@ pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig, more: &EncoderDeco
     };
     let embedding = table(shared)?;
     let head_name = if is_gguf { "output.weight" } else { "lm_head.weight" };
-    // mT5's configurations say tied where the file has a head of its own.
-    let is_tied = match loader.reads_files() {
-        true => config.tie_word_embeddings && config.family == super::Family::T5 || !loader.has(head_name),
-        false => config.tie_word_embeddings,
-    };
+    // A file may also hold the head of a configuration that says nothing of it.
+    let is_tied = config.tie_word_embeddings || loader.reads_files() && !loader.has(head_name);
     let head = if is_tied { Arc::clone(&embedding) } else { table(head_name)? };
     let encoder = Part { loader, config, is_decoder: false }.stack(&embedding, config.num_hidden_layers, more)?;
     let decoder = Part { loader, config, is_decoder: true }.stack(&embedding, more.num_decoder_layers, more)?;

@@ -150,7 +150,7 @@ def build(folder, prompt, prompt_on, prompt_mask, dtype):
     base = load(folder, dtype)
     if (prompt_on, prompt_mask) != ("encoder", "full"):
         base.requires_grad_(False)
-        weight = torch.nn.Parameter(prompt.to(dtype))
+        weight = torch.nn.Parameter(prompt.to(dtype, copy=True))
         return Prompted(base, weight, prompt_on, prompt_mask), weight
     model, weight = with_peft(base, prompt, 1)
     return model, weight
