@@ -7,4 +7,5 @@ mod peft;
 
 pub use file::PromptFile;
 pub use init::{Init, initial_prompt};
+pub(crate) use peft::TASK;
 pub use peft::{PeftConfig, PeftInit, PeftTask};

@@ -6,8 +6,8 @@ use crate::config::{Method, Report, Resume};
 use crate::error::{Error, Place, Result};
 use crate::metrics::{EventWriter, MetricsLog};
 use crate::models::{MODEL_FILE, Model};
-use crate::prompt::PromptFile;
 use crate::prompt::file::PROMPT_FILE;
+use crate::prompt::{PeftTask, PromptFile, TASK};
 use crate::storage::{atomic_dir, atomic_write, existing_dir, file_sha256};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -83,10 +83,14 @@ impl Output {
         });
         let events = wants(Report::Tensorboard)
             .then(|| EventWriter::create(dir.join("tensorboard"), resumed_at.map(|step| step + 1)));
-        let meta = BTreeMap::from([
+        let mut meta = BTreeMap::from([
             ("base_model".to_string(), model.name().to_string()),
             ("seed".to_string(), config.seed.to_string()),
         ]);
+        if model.config().is_encoder_decoder() {
+            // For `softprompt export`, which may not see the model.
+            meta.insert(TASK.to_string(), PeftTask::Seq2SeqLm.name().to_string());
+        }
         Ok(Self {
             dir,
             log: log.transpose()?,
