@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{ExampleOptions, OnLong, Template};
+use crate::data::{ExampleOptions, OnLong, PrefixCut, SpanCorruption, Template};
 use crate::error::Place;
 use crate::{Error, Result};
 
@@ -40,6 +40,11 @@ pub struct TrainConfig {
     pub append_eos: bool,
     pub max_length: usize,
     pub on_long: OnLong,
+    pub objective: Objective,
+    pub noise_density: f64,
+    pub mean_noise_span_length: f64,
+    pub prefix_cut: PrefixCut,
+    pub corruptions: usize,
     pub labels: Vec<String>,
     pub num_virtual_tokens: usize,
     pub prompt_tuning_init: PromptInit,
@@ -88,8 +93,31 @@ pub enum Method {
     Prompt,
     /// Every weight, on the same rows as a prompt would be.
     Full,
-    /// Every weight, to predict each next token of texts.
+    /// Every weight, on texts.
     Pretrain,
+}
+
+/// What texts teach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Each next token, of a causal model.
+    NextToken,
+    /// The spans that were cut out, of an encoder–decoder.
+    SpanCorruption,
+    /// How a text goes on, of an encoder–decoder.
+    PrefixLm,
+}
+
+impl Objective {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NextToken => "next_token",
+            Self::SpanCorruption => "span_corruption",
+            Self::PrefixLm => "prefix_lm",
+        }
+    }
 }
 
 /// What is computed again in the backward pass.
@@ -224,6 +252,11 @@ impl Resolved {
         self.settings.source(key)
     }
 
+    /// Whether somebody chose the value of `key`, or it is the default, if only as a saved configuration states it.
+    pub fn is_chosen(&self, key: &str) -> bool {
+        Key::find(key).is_some_and(|known| self.settings.is_chosen(known))
+    }
+
     /// The place to name in an error about the value of `key`.
     pub fn place(&self, key: &str) -> Place {
         Key::find(key).map_or_else(|| Place::item(key), |known| self.source(key).place(known))
@@ -285,6 +318,11 @@ impl TrainConfig {
             on_long: self.on_long,
             vocab_size,
         })
+    }
+
+    /// How spans are cut out, for the objective of that name.
+    pub fn span_corruption(&self) -> SpanCorruption {
+        SpanCorruption { noise_density: self.noise_density, mean_noise_span_length: self.mean_noise_span_length }
     }
 
     /// The keys whose values differ between two configurations, in the order of [`KEYS`]: what a resumed run would

@@ -15,6 +15,7 @@ mod kernels;
 mod options;
 mod prepare;
 mod profile;
+mod texts;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};

@@ -46,16 +46,17 @@ def steps(shape, rng, c, eps, clip, wd, lr, offset, min_dim_factored):
         # Sizes that differ by row and from step to step, and a number that has no gradient.
         g = rng.normal(size=shape) * 10.0 ** rng.integers(-4, 2, size=(shape[0], 1)) * (5.0 if t == 3 else 1.0)
         g[1, 1] = 0.0
-        beta = 1.0 - float(t + offset + 1) ** -c
+        share = float(t + offset + 1) ** -c  # 1 - beta, without the digits that subtracting twice would lose
+        beta = 1.0 - share
         s = g * g + eps
         found = dict(g=g, beta=np.array([beta]))
         if factored:
-            r = beta * r + (1 - beta) * s.mean(1)
-            k = beta * k + (1 - beta) * s.mean(0)
+            r = beta * r + share * s.mean(1)
+            k = beta * k + share * s.mean(0)
             u = g * ((r / r.mean()) ** -0.5)[:, None] * (k**-0.5)[None, :]
             found |= dict(v_row=r, v_col=k)
         else:
-            v = beta * v + (1 - beta) * s
+            v = beta * v + share * s
             u = g * v**-0.5
             found |= dict(v=v)
         rms = np.sqrt(np.mean(u * u))
