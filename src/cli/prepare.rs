@@ -37,7 +37,8 @@ pub(super) fn open_model(config: &TrainConfig) -> Result<Model> {
     };
     let trainable = config.method != Method::Prompt;
     let init_weights = config.init_weights;
-    let options = ModelOptions { dtype, weights, recompute, trainable, init_weights, ..Default::default() };
+    let (prompt_on, prompt_mask) = (config.prompt_on, config.prompt_mask);
+    let options = ModelOptions { dtype, weights, recompute, trainable, prompt_on, prompt_mask, init_weights };
     Model::open(&config.model, &device, options)
 }
 
@@ -78,21 +79,21 @@ impl Files {
 pub(super) struct Data {
     pub(super) train: Arc<Dataset>,
     pub(super) held_out: Option<Arc<Dataset>>,
-    options: ExampleOptions,
+    pub(super) options: ExampleOptions,
 }
 
 impl Data {
     /// The rows that `config` names, for `model`.
     pub(super) fn load(config: &TrainConfig, model: &Model, files: &mut Files) -> Result<Self> {
         let limit = model.config().max_position_embeddings;
-        let prompt_rows = prompt_rows(config);
+        let prompt_rows = config.prompt_rows();
         if prompt_rows >= limit {
             let place = Place::item("num_virtual_tokens");
             let expected = format!("fewer than {limit}, the model's positions");
             return Err(Error::config(place, expected, prompt_rows.to_string())
                 .hint("prompt and text share the model's positions"));
         }
-        let mut options = config.example_options(model.config().vocab_size)?;
+        let mut options = config.example_options(model.config())?;
         options.max_length = longest(model, prompt_rows, Some(config.max_length));
         let texts = Texts::of(config, model)?;
         let all = files.load(&config.train_file, texts, &options, model)?;
@@ -118,11 +119,6 @@ impl Data {
             }
         }
     }
-}
-
-/// Rows of the prompt that is trained: none where weights are.
-pub(super) fn prompt_rows(config: &TrainConfig) -> usize {
-    if config.method == Method::Prompt { config.num_virtual_tokens } else { 0 }
 }
 
 /// The training of `config` on `model`, with its `data`.
@@ -159,7 +155,7 @@ pub(super) fn fit_into(
         sizes[..examples].iter().sum::<usize>().div_ceil(examples)
     };
     let (tokens, labels) = (mean_of_most(Example::tokens), mean_of_most(|example| example.target_ids.len()));
-    let prompt_rows = prompt_rows(config);
+    let prompt_rows = config.prompt_rows();
     let setup = Setup::of(model);
     if config.recompute == RecomputePolicy::Auto {
         let choice = choose(&setup, prompt_rows, examples, tokens, labels, limit)?;
@@ -199,10 +195,16 @@ fn first_prompt(config: &TrainConfig, model: &Model, data: &Data) -> Result<Vec<
             Init::File(&file)
         }
     };
-    initial_prompt(model, config.num_virtual_tokens, init, config.seed)
+    initial_prompt(model, config.prompt_rows(), init, config.seed)
 }
 
-fn labels_of(config: &TrainConfig, model: &Model, dataset: &Dataset, options: &ExampleOptions) -> Result<Labels> {
+/// The labels of a task: those given, else those found in `dataset`.
+pub(super) fn labels_of(
+    config: &TrainConfig,
+    model: &Model,
+    dataset: &Dataset,
+    options: &ExampleOptions,
+) -> Result<Labels> {
     let encoder = encoder(model).map(|tokenizer| TextEncoder::new(tokenizer, options)).transpose()?;
     match encoder {
         Some(encoder) if !config.labels.is_empty() => Labels::encode(&config.labels, &encoder),

@@ -15,7 +15,9 @@ pub(super) enum Texts {
     Pieces {
         /// What is made of a piece.
         what: Piece,
-        /// How many examples are.
+        /// The most tokens of a target, where there is a limit.
+        max_target_length: Option<usize>,
+        /// How many examples are made of it.
         corruptions: usize,
         /// What decides the random numbers.
         seed: u64,
@@ -37,13 +39,13 @@ impl Texts {
         if config.method != Method::Pretrain {
             return Ok(None);
         }
-        let (corruptions, seed) = (config.corruptions, config.seed);
+        // Unlike a label's, a target's length has no limit that nobody asked for.
+        let (max_target_length, corruptions, seed) = (config.max_target_length, config.corruptions, config.seed);
+        let pieces = |what| Self::Pieces { what, max_target_length, corruptions, seed };
         let texts = match config.objective {
             Objective::NextToken => Self::Packed,
-            Objective::SpanCorruption => {
-                Self::Pieces { what: Piece::Spans(config.span_corruption()), corruptions, seed }
-            }
-            Objective::PrefixLm => Self::Pieces { what: Piece::Continuation(config.prefix_cut), corruptions, seed },
+            Objective::SpanCorruption => pieces(Piece::Spans(config.span_corruption())),
+            Objective::PrefixLm => pieces(Piece::Continuation(config.prefix_cut)),
         };
         let is_encoder_decoder = model.config().is_encoder_decoder();
         if is_encoder_decoder == (texts == Self::Packed) {
@@ -61,7 +63,9 @@ impl Texts {
     pub(super) fn held_out(self) -> Self {
         match self {
             Self::Packed => self,
-            Self::Pieces { what, seed, .. } => Self::Pieces { what, corruptions: 1, seed },
+            Self::Pieces { what, max_target_length, seed, .. } => {
+                Self::Pieces { what, max_target_length, corruptions: 1, seed }
+            }
         }
     }
 
@@ -70,8 +74,7 @@ impl Texts {
         let (template, max_length, vocab_size) = (options.template.clone(), options.max_length, options.vocab_size);
         match *self {
             Self::Packed => Dataset::pack(path, &PackOptions { template, max_length, vocab_size }, tokenizer),
-            Self::Pieces { what, corruptions, seed } => {
-                let max_target_length = None;
+            Self::Pieces { what, max_target_length, corruptions, seed } => {
                 let options = PieceOptions { template, max_length, max_target_length, vocab_size, corruptions, seed };
                 match what {
                     Piece::Spans(how) => Dataset::corrupt_spans(path, &options, &how, tokenizer),

@@ -34,8 +34,13 @@ pub(super) fn command(command: clap::Command) -> clap::Command {
 
 /// The flags as key and value; a repeated list flag is one list.
 fn flags(matches: &ArgMatches) -> Result<Vec<(String, String)>> {
+    flags_but(matches, &[])
+}
+
+/// [`flags`], without those of the keys in `others`.
+pub(super) fn flags_but(matches: &ArgMatches, others: &[&str]) -> Result<Vec<(String, String)>> {
     let mut flags = Vec::new();
-    for key in KEYS {
+    for key in KEYS.iter().filter(|key| !others.contains(&key.name)) {
         let Some(values) = matches.get_many::<String>(key.name) else { continue };
         let values: Vec<&String> = values.collect();
         let text = match values.as_slice() {
@@ -82,7 +87,7 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
 }
 
 /// A number that a signal sets. The second signal ends the process at once, as it would have without us.
-fn signals() -> Result<Arc<AtomicUsize>> {
+pub(super) fn signals() -> Result<Arc<AtomicUsize>> {
     let number = Arc::new(AtomicUsize::new(0));
     let again = Arc::new(AtomicBool::new(false));
     let failed = |error| Error::io("signals", "listen to", error);
@@ -95,9 +100,9 @@ fn signals() -> Result<Arc<AtomicUsize>> {
 }
 
 /// A progress bar on a terminal, lines elsewhere.
-struct Watcher<'a> {
+pub(super) struct Watcher<'a> {
     terminal: &'a Terminal,
-    bar: ProgressBar,
+    pub(super) bar: ProgressBar,
     every: u64,
     seen: Seen,
 }
@@ -113,7 +118,7 @@ struct Seen {
 }
 
 impl<'a> Watcher<'a> {
-    fn new(terminal: &'a Terminal, every: u64) -> Self {
+    pub(super) fn new(terminal: &'a Terminal, every: u64) -> Self {
         let shows = !terminal.quiet && std::io::stderr().is_terminal();
         let target = if shows { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);

@@ -73,16 +73,6 @@ impl Settings {
         self.0.get(name).map_or(&Source::Default, |(_, source)| source)
     }
 
-    /// Whether somebody chose the value of `key`: a saved file states every key, so there the default is no choice.
-    pub(super) fn is_chosen(&self, key: &Key) -> bool {
-        let is_default = |text: &str| key.parse(text).is_ok_and(|default| default.as_ref() == self.value(key.name));
-        match (self.source(key.name), key.fallback) {
-            (Source::Default, _) => false,
-            (Source::File(..), Fallback::Value(text)) => !is_default(text),
-            _ => true,
-        }
-    }
-
     /// Every value, once [`Self::complete`] has filled in the defaults.
     pub(super) fn table(&self) -> toml::Table {
         self.0.iter().filter_map(|(&name, (value, _))| Some((name.to_owned(), value.clone()?))).collect()

@@ -54,6 +54,11 @@ pub trait Encode: Sync {
     fn token_id(&self, _token: &str) -> Option<u32> {
         None
     }
+
+    /// Whether its tokenizer puts the end id behind every text.
+    fn adds_eos(&self) -> bool {
+        false
+    }
 }
 
 impl Encode for tokenizer::Tokenizer {
@@ -75,5 +80,9 @@ impl Encode for tokenizer::Tokenizer {
 
     fn token_id(&self, token: &str) -> Option<u32> {
         self.id(token)
+    }
+
+    fn adds_eos(&self) -> bool {
+        self.adds_eos()
     }
 }
