@@ -53,8 +53,9 @@ impl Texts {
                 true => ("span_corruption or prefix_lm", "an encoder–decoder"),
                 false => ("next_token", "a causal model"),
             };
-            let expected = format!("{expected}, as {} is {kind}", model.name());
-            return Err(Error::config(Place::item("objective"), expected, config.objective.name()));
+            let what = format!("{expected}, as {} is {kind}", model.name());
+            return Err(Error::config(Place::item("objective"), what, config.objective.name())
+                .hint(format!("give --objective {expected}")));
         }
         Ok(Some(texts))
     }

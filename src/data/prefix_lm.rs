@@ -38,7 +38,7 @@ impl Dataset {
             Some(room) if room > 0 => Ok(room),
             _ => {
                 let expected = "at least one token beside the end id";
-                Err(Error::config(Place::item(key), expected, length.to_string()))
+                Err(Error::config(Place::item(key), expected, length.to_string()).hint(format!("raise {key}")))
             }
         };
         let input = room("max_length", options.max_length)?;

@@ -150,7 +150,7 @@ impl SpanCorruption {
                 _ => ("max_length", options.max_length),
             };
             let expected = format!("at least {} tokens, for one sentinel beside a token", 2 + ends);
-            return Err(Error::config(Place::item(key), expected, got.to_string()));
+            return Err(Error::config(Place::item(key), expected, got.to_string()).hint(format!("raise {key}")));
         }
         Ok((3..=tokens).find(|&length| !fits(length)).map_or(tokens, |length| length - 1))
     }
