@@ -176,6 +176,12 @@ fn what_an_experiment_cannot_do_is_refused_by_name() {
     refuse("no domains", "transfer", 2, &["--test-file"], &[]);
     refuse("weights", "steps", 3, &["method"], &["--method", "full"]);
     refuse("going on", "steps", 3, &["resume"], &["--resume", "true"]);
+    // What is wrong with rows that are looked at last is told first.
+    refuse("no such rows", "length", 4, &["gone.jsonl"], &["--lengths", "2", "--test-file", "a=gone.jsonl"]);
+    bench.write("third.jsonl", "{\"text\": \"one\", \"label\": \"third\"}\n");
+    let third = bench.at("third.jsonl");
+    refuse("a label of no training row", "steps", 4, &["third.jsonl:1", "even, odd"], &["--test-file", &third]);
+    refuse("too many examples", "methods", 3, &["few_shot", "1 to 6"], &["--few-shot", "7"]);
     let test = bench.at("test.jsonl");
     refuse("a name twice", "length", 2, &["--test-file"], &["--test-file", &test, "--test-file", &test]);
     refuse("no experiment", "dance", 2, &["dance", "length"], &[]);

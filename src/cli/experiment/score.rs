@@ -8,7 +8,7 @@ use crate::cli::Terminal;
 use crate::config::{Metric, TrainConfig};
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::eval::{Evaluation, Joint, Labels, Score, mean_loss, rank_all};
+use crate::eval::{Evaluation, Joint, Labels, Score, check_rows, mean_loss, rank_all};
 use crate::metrics::{Normalise, exact_match_rate};
 use crate::models::Model;
 use crate::prompt::FewShot;
@@ -97,6 +97,15 @@ impl<'a> Scorer<'a> {
         let options = self.config.example_options(self.model.config().vocab_size)?;
         let joiner = joiner(self.model, text)?;
         few_shot(self.model, &self.config.train_file, &options, (examples, seed), &joiner)
+    }
+
+    /// Finds out now what is wrong with the rows of `place` behind prompts of these numbers of rows.
+    pub(super) fn check(&mut self, place: &Place, prompt_rows: &[usize]) -> Result<()> {
+        let dataset = self.rows(place, prompt_rows.iter().copied().max().unwrap_or(0))?;
+        match self.config.metric_for_best_model {
+            Metric::Loss | Metric::ExactMatch => Ok(()),
+            _ => check_rows(self.model, prompt_rows, &dataset, &self.labels()?),
+        }
     }
 
     /// The evaluation of each prompt by ranking, in one pass, and the number of labels.
