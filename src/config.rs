@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{ExampleOptions, OnLong, Template};
 use crate::error::Place;
+use crate::layout::{PromptMask, PromptOn};
+use crate::models::ModelConfig;
 use crate::{Error, Result};
 
 pub use keys::{Fallback, KEYS, Key, Kind, Range};
@@ -37,11 +39,14 @@ pub struct TrainConfig {
     pub template: Option<String>,
     pub target: Option<String>,
     pub separator: String,
-    pub append_eos: bool,
+    pub append_eos: Option<bool>,
     pub max_length: usize,
+    pub max_target_length: Option<usize>,
     pub on_long: OnLong,
     pub labels: Vec<String>,
     pub num_virtual_tokens: usize,
+    pub prompt_on: PromptOn,
+    pub prompt_mask: PromptMask,
     pub prompt_tuning_init: PromptInit,
     pub prompt_tuning_init_text: Option<String>,
     pub prompt_init_file: Option<PathBuf>,
@@ -291,21 +296,30 @@ impl TrainConfig {
         toml::to_string(self).map_err(|e| Error::config(Place::default(), "values that TOML can hold", e.to_string()))
     }
 
-    /// What [`crate::data::Dataset::load`] needs for a model with `vocab_size` ids.
+    /// What [`crate::data::Dataset::load`] needs for a model of these sizes.
     ///
     /// # Errors
-    /// [`Error::Config`] for a template that [`Self::resolve`] would have refused.
-    pub fn example_options(&self, vocab_size: usize) -> Result<ExampleOptions> {
+    /// [`Error::Config`] for a key that means nothing to this kind of model, by name, and for a template that
+    /// [`Self::resolve`] would have refused.
+    pub fn example_options(&self, model: &ModelConfig) -> Result<ExampleOptions> {
         let parse = |text: &Option<String>| text.as_deref().map(Template::parse).transpose();
-        Ok(ExampleOptions {
+        ExampleOptions {
             template: parse(&self.template)?,
             target: parse(&self.target)?,
             separator: self.separator.clone(),
-            append_eos: self.append_eos,
+            append_eos: self.append_eos.unwrap_or(model.is_encoder_decoder()),
             max_length: self.max_length,
+            max_target_length: self.max_target_length,
             on_long: self.on_long,
-            vocab_size,
-        })
+            vocab_size: model.vocab_size,
+        }
+        .for_model(model.is_encoder_decoder())
+    }
+
+    /// Rows of the prompt that is trained: twice `num_virtual_tokens` where it stands on encoder and decoder, none where
+    /// weights are trained.
+    pub fn prompt_rows(&self) -> usize {
+        if self.method == Method::Prompt { self.prompt_on.rows(self.num_virtual_tokens) } else { 0 }
     }
 
     /// The keys whose values differ between two configurations, in the order of [`KEYS`]: what a resumed run would

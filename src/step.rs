@@ -2,7 +2,7 @@
 
 use crate::device::Kind;
 use crate::error::{Error, Place, Result};
-use crate::layout::{Layout, Sequence};
+use crate::layout::{Input, Layout, PromptPlace, Sequence};
 use crate::models::Model;
 use crate::ops::CrossEntropy;
 use crate::tape::{Tape, Var};
@@ -60,15 +60,53 @@ impl Batch {
     /// # Errors
     /// [`Error::Input`] for an example with an empty input if there is no prompt.
     pub fn layout(&self, prompt_rows: usize) -> Result<Layout> {
-        let sequences: Vec<Sequence<'_>> =
-            self.examples.iter().map(|(ids, first_label)| Sequence::example(0, ids, *first_label)).collect();
-        if prompt_rows == 0
-            && let Some(index) = self.examples.iter().position(|&(_, first_label)| first_label == 0)
-        {
-            let place = Place::item(format!("example {index}"));
-            return Err(Error::input(place, "input tokens, as there is no prompt", "an empty input"));
+        Self::layout_of_all(&[self], &[prompt_rows])
+    }
+
+    /// How several batches lie in one stream, each behind a prompt of its own: all prompts, then the batches in their order.
+    ///
+    /// # Errors
+    /// As [`Batch::layout`]; [`Error::Op`] if there are not as many of both.
+    pub fn layout_of_all(batches: &[&Self], prompt_rows: &[usize]) -> Result<Layout> {
+        if batches.len() != prompt_rows.len() {
+            let expected = format!("a prompt for each of {} batches", batches.len());
+            return Err(Error::op("layout", expected, prompt_rows.len().to_string()));
         }
-        Layout::causal(&[prompt_rows], &sequences)
+        let mut sequences = Vec::new();
+        for (prompt, (batch, &rows)) in batches.iter().zip(prompt_rows).enumerate() {
+            if rows == 0
+                && let Some(index) = batch.examples.iter().position(|&(_, first_label)| first_label == 0)
+            {
+                let place = Place::item(format!("example {index}"));
+                return Err(Error::input(place, "input tokens, as there is no prompt", "an empty input"));
+            }
+            let examples = batch.examples.iter();
+            sequences.extend(examples.map(|(ids, first_label)| Sequence::example(prompt, ids, *first_label)));
+        }
+        Layout::causal(prompt_rows, &sequences)
+    }
+
+    /// How batches lie in the two streams of an encoder–decoder, each behind a prompt of its own: inputs on the encoder, and
+    /// on the decoder `start`, the token that labels begin behind, and the labels.
+    ///
+    /// # Errors
+    /// As [`Layout::encoder_decoder`].
+    pub fn encoder_decoder_layout(
+        batches: &[&Self],
+        prompt_rows: &[usize],
+        place: PromptPlace,
+        start: u32,
+    ) -> Result<Layout> {
+        let examples = batches.iter().enumerate().flat_map(|(prompt, batch)| {
+            batch.examples.iter().map(move |(ids, first_label)| (prompt, ids.split_at(*first_label)))
+        });
+        let (mut inputs, mut written) = (Vec::new(), Vec::new());
+        for (prompt, (ids, labels)) in examples {
+            inputs.push(Input { prompt, ids });
+            written.push([&[start], labels].concat());
+        }
+        let sequences = written.iter().enumerate().map(|(index, ids)| Sequence::example(index, ids, 1));
+        Layout::encoder_decoder(prompt_rows, place, &inputs, &sequences.collect::<Vec<_>>())
     }
 }
 
@@ -124,14 +162,44 @@ struct Scored {
 }
 
 impl Scored {
-    fn read(&self, batch: &Batch) -> Result<Loss> {
-        let mut by_example = vec![0.0; batch.len()];
+    /// The loss of each of the batches that went through the model together.
+    fn read(&self, batches: &[&Batch]) -> Result<Vec<Loss>> {
+        let mut by_example = vec![0.0; batches.iter().map(|batch| batch.len()).sum()];
         for (&example, nll) in self.example_of.iter().zip(self.nll.to_f64_vec()?) {
             by_example[example] += nll;
         }
-        let label_tokens = batch.label_tokens();
-        let mean = by_example.iter().sum::<f64>() / label_tokens.max(1) as f64;
-        Ok(Loss { mean, by_example, label_tokens })
+        let mut by_example = by_example.into_iter();
+        let of_batch = |batch: &&Batch| {
+            let by_example: Vec<f64> = by_example.by_ref().take(batch.len()).collect();
+            let label_tokens = batch.label_tokens();
+            let mean = by_example.iter().sum::<f64>() / label_tokens.max(1) as f64;
+            Loss { mean, by_example, label_tokens }
+        };
+        Ok(batches.iter().map(of_batch).collect())
+    }
+
+    fn read_one(&self, batch: &Batch) -> Result<Loss> {
+        let mut losses = self.read(&[batch])?;
+        Ok(losses.swap_remove(0))
+    }
+}
+
+/// Prompts and their batches on the way through the model: `prompt` holds all of their rows, one prompt after the other.
+struct Pass<'a> {
+    prompt: &'a Var,
+    prompt_rows: &'a [usize],
+    batches: &'a [&'a Batch],
+    /// What each batch's loss is divided by.
+    divisors: &'a [usize],
+}
+
+impl Pass<'_> {
+    /// What each label counts in the loss.
+    fn scales(&self) -> Vec<f64> {
+        let of_batch = |(batch, &divisor): (&&Batch, &usize)| {
+            std::iter::repeat_n(1.0 / divisor.max(1) as f64, batch.label_tokens())
+        };
+        self.batches.iter().zip(self.divisors).flat_map(of_batch).collect()
     }
 }
 
@@ -141,11 +209,15 @@ impl Model {
     /// # Errors
     /// [`Error::Input`] if prompt or tokens do not fit the model, or there is nothing to predict a label from.
     pub fn loss(&self, prompt: &Tensor, batch: &Batch) -> Result<Loss> {
-        let prompt = Var::constant(prompt.clone());
-        let scored = self
-            .device()
-            .repeat(|| self.forward(&mut Tape::new(), &prompt, batch, batch.label_tokens(), &mut |_| ()))?;
-        scored.read(batch)
+        self.check_prompt(prompt)?;
+        let pass = Pass {
+            prompt: &Var::constant(prompt.clone()),
+            prompt_rows: &[prompt.rows()],
+            batches: &[batch],
+            divisors: &[batch.label_tokens()],
+        };
+        let scored = self.device().repeat(|| self.forward(&mut Tape::new(), &pass, &mut |_| ()))?;
+        scored.read_one(batch)
     }
 
     /// The mean loss of `batch` and its gradient by `prompt` `[P, d]`, P ≥ 1.
@@ -167,30 +239,58 @@ impl Model {
         batch: &Batch,
         all_label_tokens: usize,
     ) -> Result<LossAndGrad> {
-        self.loss_and_grad_watched(prompt, batch, all_label_tokens, &mut |_| ())
+        let mut found = self.losses_and_grads(&[prompt], &[batch], &[all_label_tokens])?;
+        Ok(found.swap_remove(0))
     }
 
-    /// [`Model::loss_and_grad_of_part`] for those who want to know how long its parts take.
-    pub(crate) fn loss_and_grad_watched(
+    /// Several prompts `[P, d]` in one pass, each with a batch of its own and the label tokens of the larger one that the
+    /// batch is part of: every weight is read once for all of them. Each result is that of
+    /// [`Model::loss_and_grad_of_part`], up to the order of sums.
+    ///
+    /// # Errors
+    /// As [`Model::loss`]; [`Error::Op`] if there are not as many of all three, or none.
+    pub fn losses_and_grads(
         &self,
-        prompt: &Tensor,
-        batch: &Batch,
-        all_label_tokens: usize,
+        prompts: &[&Tensor],
+        batches: &[&Batch],
+        all_label_tokens: &[usize],
+    ) -> Result<Vec<LossAndGrad>> {
+        self.losses_and_grads_watched(prompts, batches, all_label_tokens, &mut |_| ())
+    }
+
+    /// [`Model::losses_and_grads`] for those who want to know how long its parts take.
+    pub(crate) fn losses_and_grads_watched(
+        &self,
+        prompts: &[&Tensor],
+        batches: &[&Batch],
+        all_label_tokens: &[usize],
         watch: Watch<'_>,
-    ) -> Result<LossAndGrad> {
-        if prompt.rows() == 0 {
-            return Err(Error::input(Place::item("prompt"), "at least one row to train", "none"));
+    ) -> Result<Vec<LossAndGrad>> {
+        let count = prompts.len();
+        if count == 0 || (batches.len(), all_label_tokens.len()) != (count, count) {
+            let got = format!("{}, {} and {}", count, batches.len(), all_label_tokens.len());
+            return Err(Error::op("losses_and_grads", "as many prompts as batches and counts, at least 1", got));
         }
+        for prompt in prompts {
+            if prompt.rows() == 0 {
+                return Err(Error::input(Place::item("prompt"), "at least one row to train", "none"));
+            }
+            self.check_prompt(prompt)?;
+        }
+        let prompt_rows: Vec<usize> = prompts.iter().map(|prompt| prompt.rows()).collect();
         let mut tape = Tape::new();
-        let leaf = tape.leaf(prompt.clone());
+        let leaf = tape.leaf(self.device().run(|| Tensor::stacked(prompts, Kind::Workspace))?);
+        let pass = Pass { prompt: &leaf, prompt_rows: &prompt_rows, batches, divisors: all_label_tokens };
         let (scored, grad) = self.device().repeat(|| {
-            let scored = self.forward(&mut tape, &leaf, batch, all_label_tokens, &mut *watch)?;
+            let scored = self.forward(&mut tape, &pass, &mut *watch)?;
             let grad = tape.backward(&scored.loss, &leaf)?;
             watch(Part::Backward);
             Ok((scored, grad))
         })?;
+        let grads = self.device().run(|| grad.unstacked(&prompt_rows, Kind::Gradients))?;
         // A GPU is waited for here and nowhere before.
-        Ok(LossAndGrad { loss: scored.read(batch)?, grad })
+        let losses = scored.read(batches)?;
+        Ok(losses.into_iter().zip(grads).map(|(loss, grad)| LossAndGrad { loss, grad }).collect())
     }
 
     /// The mean loss of `batch` without a prompt, and its gradient by every parameter of a model that was opened as
@@ -235,8 +335,9 @@ impl Model {
         }
         let mut tape = Tape::new();
         let prompt = Var::constant(self.prompt_from(0, &[])?);
+        let pass = Pass { prompt: &prompt, prompt_rows: &[0], batches: &[batch], divisors: &[all_label_tokens] };
         let (scored, grads) = self.device().repeat(|| {
-            let scored = self.forward(&mut tape, &prompt, batch, all_label_tokens, &mut *watch)?;
+            let scored = self.forward(&mut tape, &pass, &mut *watch)?;
             let mut found = tape.backward_to_parameters(&scored.loss, earlier.into_iter().enumerate().collect())?;
             let grads = parameters.iter().map(|parameter| {
                 found.remove(&parameter.id()).unwrap_or_else(|| {
@@ -248,31 +349,40 @@ impl Model {
             watch(Part::Backward);
             Ok((scored, grads))
         })?;
-        Ok(LossAndWeightGrads { loss: scored.read(batch)?, grads })
+        Ok(LossAndWeightGrads { loss: scored.read_one(batch)?, grads })
     }
 
-    fn forward(
-        &self,
-        tape: &mut Tape,
-        prompt: &Var,
-        batch: &Batch,
-        divisor: usize,
-        watch: Watch<'_>,
-    ) -> Result<Scored> {
+    fn check_prompt(&self, prompt: &Tensor) -> Result<()> {
         let width = self.config().hidden_size;
-        let value = prompt.tensor();
-        if value.cols() != width || value.dtype() != self.prompt_dtype() {
+        if prompt.cols() != width || prompt.dtype() != self.prompt_dtype() {
             let expected = format!("rows of width {width} in {}", self.prompt_dtype());
-            return Err(Error::input(Place::item("prompt"), expected, value.describe())
+            return Err(Error::input(Place::item("prompt"), expected, prompt.describe())
                 .hint(format!("this prompt is not for {}", self.name())));
         }
-        let layout = batch.layout(value.rows())?;
+        Ok(())
+    }
+
+    fn forward(&self, tape: &mut Tape, pass: &Pass<'_>, watch: Watch<'_>) -> Result<Scored> {
+        let layout = self.layout(pass.batches, pass.prompt_rows)?;
         watch(Part::Layout);
-        let scale = vec![1.0 / divisor.max(1) as f64; layout.labels.len()];
-        let hidden = self.hidden(tape, prompt, &layout, None)?;
-        let CrossEntropy { loss, nll } = self.cross_entropy(tape, &hidden, &layout, &scale)?;
+        let hidden = self.hidden(tape, pass.prompt, &layout, None)?;
+        let CrossEntropy { loss, nll } = self.cross_entropy(tape, &hidden, &layout, &pass.scales())?;
         watch(Part::Forward);
         Ok(Scored { loss, nll, example_of: layout.sequence_of })
+    }
+
+    /// How batches lie in its stream, or streams, each behind a prompt of its own.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an example with an empty input if there is no prompt in front of it.
+    pub fn layout(&self, batches: &[&Batch], prompt_rows: &[usize]) -> Result<Layout> {
+        match self.config().encoder_decoder {
+            Some(more) => {
+                let start = more.decoder_start_token_id;
+                Batch::encoder_decoder_layout(batches, prompt_rows, self.prompt_place(), start)
+            }
+            None => Batch::layout_of_all(batches, prompt_rows),
+        }
     }
 
     /// A prompt `[rows, d]` for this model from values row after row, rounded to the model's type.

@@ -197,6 +197,55 @@ impl Tensor {
         Self { rows, buffer: Arc::new(buffer), ..self.clone() }
     }
 
+    /// The rows of all `parts`, one part after the other; of a single part its own memory.
+    ///
+    /// # Errors
+    /// [`Error::Op`] for no parts, or parts of different widths or types; [`Error::Device`] where a GPU fails.
+    pub fn stacked(parts: &[&Self], kind: Kind) -> Result<Self> {
+        let &[first, ref others @ ..] = parts else {
+            return Err(Error::op("stack", "at least one tensor", "none"));
+        };
+        if others.is_empty() {
+            return Ok(first.clone());
+        }
+        if let Some(other) = others.iter().find(|other| (other.cols, other.dtype) != (first.cols, first.dtype)) {
+            return Err(Error::op("stack", format!("rows as of {}", first.describe()), other.describe()));
+        }
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let row_bytes = first.cols * first.dtype.size();
+        let mut buffer = first.device.allocate(rows * row_bytes, kind);
+        let mut to = 0;
+        for part in parts {
+            let bytes = part.rows * row_bytes;
+            buffer.copy_from(to, &part.buffer, 0, bytes)?;
+            to += bytes;
+        }
+        Ok(Self { rows, buffer: Arc::new(buffer), ..first.clone() })
+    }
+
+    /// The parts of what [`Tensor::stacked`] made, `rows` of each, in memory of their own; a single part is all of it.
+    ///
+    /// # Errors
+    /// [`Error::Op`] if these are not all rows; [`Error::Device`] where a GPU fails.
+    pub fn unstacked(self, rows: &[usize], kind: Kind) -> Result<Vec<Self>> {
+        if rows.iter().sum::<usize>() != self.rows {
+            return Err(Error::op("unstack", format!("{} rows in all", self.rows), format!("{rows:?}")));
+        }
+        if rows.len() == 1 {
+            return Ok(vec![self]);
+        }
+        let row_bytes = self.cols * self.dtype.size();
+        let mut from = 0;
+        let parts = rows.iter().map(|&rows| {
+            let bytes = rows * row_bytes;
+            let mut buffer = self.device.allocate(bytes, kind);
+            buffer.copy_from(0, &self.buffer, from, bytes)?;
+            from += bytes;
+            Ok(Self { rows, buffer: Arc::new(buffer), ..self.clone() })
+        });
+        parts.collect()
+    }
+
     /// Writes the rows of `source` over rows `placement`.
     ///
     /// # Errors

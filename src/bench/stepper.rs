@@ -92,7 +92,8 @@ impl<'a> Stepper<'a> {
         };
         let loss = match &mut self.state {
             State::Prompt { prompt, optimizer } => {
-                let found = self.model.loss_and_grad_watched(prompt, &batch, all, &mut watch)?;
+                let found =
+                    self.model.losses_and_grads_watched(&[prompt], &[&batch], &[all], &mut watch)?.swap_remove(0);
                 // The loss has been read since.
                 watch(Part::Backward);
                 optimizer.step(prompt, &found.grad, LEARNING_RATE)?;

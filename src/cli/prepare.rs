@@ -36,7 +36,9 @@ pub(super) fn open_model(config: &TrainConfig) -> Result<Model> {
     };
     let trainable = config.method != Method::Prompt;
     let init_weights = config.init_weights;
-    Model::open(&config.model, &device, ModelOptions { dtype, weights, recompute, trainable, init_weights })
+    let (prompt_on, prompt_mask) = (config.prompt_on, config.prompt_mask);
+    let options = ModelOptions { dtype, weights, recompute, trainable, prompt_on, prompt_mask, init_weights };
+    Model::open(&config.model, &device, options)
 }
 
 /// Data files that were read. Runs that want the same rows share them.
@@ -81,14 +83,14 @@ impl Data {
     /// The rows that `config` names, for `model`.
     pub(super) fn load(config: &TrainConfig, model: &Model, files: &mut Files) -> Result<Self> {
         let limit = model.config().max_position_embeddings;
-        let prompt_rows = prompt_rows(config);
+        let prompt_rows = config.prompt_rows();
         if prompt_rows >= limit {
             let place = Place::item("num_virtual_tokens");
             let expected = format!("fewer than {limit}, the model's positions");
             return Err(Error::config(place, expected, prompt_rows.to_string())
                 .hint("prompt and text share the model's positions"));
         }
-        let mut options = config.example_options(model.config().vocab_size)?;
+        let mut options = config.example_options(model.config())?;
         options.max_length = longest(model, prompt_rows, Some(config.max_length));
         let mut load = |path: &Path| files.load(path, config.method, &options, model);
         let all = load(&config.train_file)?;
@@ -114,11 +116,6 @@ impl Data {
             }
         }
     }
-}
-
-/// Rows of the prompt that is trained: none where weights are.
-pub(super) fn prompt_rows(config: &TrainConfig) -> usize {
-    if config.method == Method::Prompt { config.num_virtual_tokens } else { 0 }
 }
 
 /// The training of `config` on `model`, with its `data`.
@@ -155,7 +152,7 @@ pub(super) fn fit_into(
         sizes[..examples].iter().sum::<usize>().div_ceil(examples)
     };
     let (tokens, labels) = (mean_of_most(Example::tokens), mean_of_most(|example| example.target_ids.len()));
-    let prompt_rows = prompt_rows(config);
+    let prompt_rows = config.prompt_rows();
     let setup = Setup::of(model);
     if config.recompute == RecomputePolicy::Auto {
         let choice = choose(&setup, prompt_rows, examples, tokens, labels, limit)?;
@@ -195,7 +192,7 @@ fn first_prompt(config: &TrainConfig, model: &Model, data: &Data) -> Result<Vec<
             Init::File(&file)
         }
     };
-    initial_prompt(model, config.num_virtual_tokens, init, config.seed)
+    initial_prompt(model, config.prompt_rows(), init, config.seed)
 }
 
 /// The labels of a task: those given, else those found in `dataset`.

@@ -37,6 +37,8 @@ fn check_method(resolved: &Resolved) -> Result<()> {
     // There is no prompt to be shaped.
     let of_prompts = [
         "num_virtual_tokens",
+        "prompt_on",
+        "prompt_mask",
         "prompt_tuning_init",
         "prompt_tuning_init_text",
         "prompt_init_file",

@@ -122,13 +122,27 @@ pub const KEYS: &[Key] = &[
     ),
     key("target", "TEXT", Kind::Template, Unset, "The target's text, as in \"{label}\"; unset: the field `target`"),
     key("separator", "TEXT", Text, Is(" "), "Put between input and target where neither has white space there"),
-    key("append_eos", "BOOL", Bool, Is("false"), "Whether the end id follows every target made from text"),
+    key(
+        "append_eos",
+        "BOOL",
+        Bool,
+        Unset,
+        "Whether the end id follows every target made from text; unset: if the model is an encoder–decoder",
+    ),
     key(
         "max_length",
         "N",
         Integer(1, MANY),
         Is("512"),
-        "The most tokens of input and target together, prompt rows not counted; to pretrain, the tokens of an example",
+        "The most tokens of input and target together, prompt rows not counted; of the input of an encoder–decoder; to \
+         pretrain, the tokens of an example",
+    ),
+    key(
+        "max_target_length",
+        "N",
+        Integer(1, MANY),
+        Unset,
+        "The most tokens of a target of an encoder–decoder, on its decoder; unset: 512",
     ),
     key(
         "on_long",
@@ -139,6 +153,20 @@ pub const KEYS: &[Key] = &[
     ),
     key("labels", "LIST", Texts, Is(""), "The labels to rank; empty: those found in the data"),
     key("num_virtual_tokens", "N", Integer(1, 1 << 20), Is("20"), "The prompt's length in rows"),
+    key(
+        "prompt_on",
+        "encoder|decoder|both",
+        Choice(&["encoder", "decoder", "both"]),
+        Is("encoder"),
+        "Where an encoder–decoder's prompt stands: encoder, decoder, or both, with as many rows on each",
+    ),
+    key(
+        "prompt_mask",
+        "full|prompt_only",
+        Choice(&["full", "prompt_only"]),
+        Is("full"),
+        "What prompt rows on the encoder see: full: the input too; prompt_only: each other, so that all examples share them",
+    ),
     key(
         "prompt_tuning_init",
         "HOW",

@@ -213,7 +213,7 @@ fn every_kind_takes_what_it_is() {
     assert_eq!((config.learning_rate, config.max_steps, config.threads), (1.0, None, None));
     assert_eq!((config.labels, config.report_to), (vec!["a".to_owned(), "b".to_owned()], vec![]));
     assert_eq!((config.resume, config.prompt_tuning_init), (Resume::Last(true), PromptInit::Random));
-    assert!(config.append_eos);
+    assert_eq!(config.append_eos, Some(true));
 }
 
 #[test]
@@ -295,7 +295,8 @@ fn templates_are_checked_and_handed_on() {
     let error = refused("template = 'a {b'", &[], &[]);
     assert!(error.contains("template: expected a template") && error.contains("character 3"), "{error}");
     let config = resolve("template = 'no field'\ntarget = '{y}'\nmax_length = 7", &[], &[]).unwrap().config;
-    let options = config.example_options(50).unwrap();
+    let sizes = ModelConfig { vocab_size: 50, ..ModelConfig::named("gpt2").unwrap() };
+    let options = config.example_options(&sizes).unwrap();
     assert_eq!(options.target, Some(Template::field("y")));
     assert_eq!(options.template.unwrap().fields().count(), 0);
     assert_eq!((options.max_length, options.vocab_size, options.append_eos), (7, 50, false));

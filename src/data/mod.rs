@@ -45,6 +45,11 @@ pub trait Encode: Sync {
 
     /// Whether the model was trained with the beginning id in front of every text.
     fn adds_bos(&self) -> bool;
+
+    /// Whether its tokenizer puts the end id behind every text.
+    fn adds_eos(&self) -> bool {
+        false
+    }
 }
 
 impl Encode for tokenizer::Tokenizer {
@@ -62,5 +67,9 @@ impl Encode for tokenizer::Tokenizer {
 
     fn adds_bos(&self) -> bool {
         self.adds_bos()
+    }
+
+    fn adds_eos(&self) -> bool {
+        self.adds_eos()
     }
 }

@@ -61,6 +61,11 @@ impl<'a> Loader<'a> {
         matches!(self.origin, Origin::Files(weights) if weights.gguf().is_some())
     }
 
+    /// Whether tensors come from files, so that asking whether they are there has a meaning.
+    pub(super) fn reads_files(&self) -> bool {
+        matches!(self.origin, Origin::Files(_))
+    }
+
     pub(super) fn mapped_bytes(&self) -> usize {
         self.mapped_bytes.get()
     }
