@@ -4,7 +4,7 @@ mod args;
 mod members;
 mod score;
 
-use super::prepare::{open_model, prompt_rows};
+use super::prepare::open_model;
 use super::{Terminal, printable};
 use crate::config::{Method, PromptInit, TrainConfig};
 use crate::error::{Error, Place, Result};
@@ -131,7 +131,7 @@ fn before_training(args: &Args, plan: &Plan, terminal: &Terminal) -> Result<Vec<
         let limit = model.config().max_position_embeddings;
         let of_model = plan.members.iter().map(|member| &member.config).filter(|config| config.model == path);
         // A prompt that is longer than the model fails alone.
-        let prompt_rows: Vec<usize> = of_model.map(prompt_rows).filter(|&rows| rows < limit).collect();
+        let prompt_rows: Vec<usize> = of_model.map(TrainConfig::prompt_rows).filter(|&rows| rows < limit).collect();
         let mut scorer = Scorer::new(&config, &model, terminal);
         for place in &args.places() {
             scorer.check(place, &prompt_rows)?;

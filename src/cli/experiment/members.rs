@@ -2,13 +2,14 @@
 
 use super::super::prepare::{Data, Files, fit_into, open_model, training};
 use super::super::train::{Watcher, signals};
+use crate::checkpoint;
 use crate::cli::Terminal;
 use crate::config::{Method, TrainConfig};
 use crate::device::parse_bytes;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::train::{Summary, refuse_to_overwrite, train};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 
 /// A run and what became of it.
@@ -64,6 +65,16 @@ fn one(
     watcher.bar.finish_and_clear();
     if config.method == Method::Prompt {
         *frozen = Some((config.model.clone(), model));
+    } else if summary.is_ok() {
+        drop_checkpoints(&config.output_dir)?;
     }
     summary
+}
+
+/// Removes a finished run's checkpoints: they hold the weights three times over, and nobody goes on from them.
+fn drop_checkpoints(dir: &Path) -> Result<()> {
+    for (_, path) in checkpoint::list(dir)? {
+        std::fs::remove_dir_all(&path).map_err(|error| Error::io(&path, "remove", error))?;
+    }
+    Ok(())
 }

@@ -70,14 +70,15 @@ impl<'a> Scorer<'a> {
     fn rows(&mut self, place: &Place, prompt_rows: usize) -> Result<Dataset> {
         let dataset = match place {
             Place::HeldOut => {
-                let config = TrainConfig { num_virtual_tokens: prompt_rows, ..self.config.clone() };
+                let num_virtual_tokens = prompt_rows.div_ceil(self.config.prompt_on.rows(1));
+                let config = TrainConfig { num_virtual_tokens, ..self.config.clone() };
                 let data = Data::load(&config, self.model, &mut self.files)?;
                 data.held_out
                     .map(|rows| (*rows).clone())
                     .ok_or_else(|| crate::error::Error::op("experiment", "held-out rows", "none"))?
             }
             Place::File(_, path) => {
-                let mut options = self.config.example_options(self.model.config().vocab_size)?;
+                let mut options = self.config.example_options(self.model.config())?;
                 options.max_length = longest(self.model, prompt_rows, Some(self.config.max_length));
                 Dataset::load(path, &options, encoder(self.model))?
             }
@@ -94,7 +95,7 @@ impl<'a> Scorer<'a> {
 
     /// `examples` training rows as they stand in the context.
     pub(super) fn few_shot(&self, examples: usize, seed: u64, text: Option<&str>) -> Result<FewShot> {
-        let options = self.config.example_options(self.model.config().vocab_size)?;
+        let options = self.config.example_options(self.model.config())?;
         let joiner = joiner(self.model, text)?;
         few_shot(self.model, &self.config.train_file, &options, (examples, seed), &joiner)
     }
