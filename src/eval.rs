@@ -6,7 +6,7 @@
 
 use crate::data::{Dataset, Example, TextEncoder};
 use crate::error::{Error, Place, Result};
-use crate::layout::{Layout, Sequence};
+use crate::layout::{Input, Layout, Sequence};
 use crate::metrics::Confusion;
 use crate::models::Model;
 use crate::step::Batch;
@@ -140,7 +140,11 @@ impl Row<'_> {
 /// That `target` tokens fit behind the prompt and the example's input, and have something before them.
 fn check_room(model: &Model, prompt_rows: usize, example: &Example, target: usize) -> Result<()> {
     let input = example.input_ids.len();
-    if prompt_rows + input == 0 {
+    let in_front = match model.config().is_encoder_decoder() {
+        true => model.prompt_place().on.split(prompt_rows)?.0,
+        false => prompt_rows,
+    };
+    if in_front + input == 0 {
         return Err(
             Error::input(Place::default(), "an input, as there is no prompt", "an empty one").on_line(example.line)
         );
@@ -248,9 +252,11 @@ pub fn rank_all(
     let rows = checked_rows(model, &prompt_rows, dataset, labels)?;
     let together = stacked(model, prompts)?;
     let mut ranked: Vec<Ranked> = prompts.iter().map(|_| Ranked::default()).collect();
+    // An encoder's prompt rows see the row behind them: each has its own.
+    let copied = if model.config().is_encoder_decoder() { together.rows() } else { 0 };
     let mut done = 0;
     while done < rows.len() {
-        let batch = next_batch(&rows[done..], batch_size, prompts.len());
+        let batch = next_batch(&rows[done..], batch_size, prompts.len(), copied);
         let found = rank_batch(model, &together, &prompt_rows, batch).map_err(in_file)?;
         for (ranked, logs) in ranked.iter_mut().zip(found.chunks_exact(batch.len())) {
             for (row, logs) in batch.iter().zip(logs) {
@@ -353,11 +359,11 @@ fn first_of_the_best(scores: &[f64]) -> usize {
 }
 
 /// The first rows that go through the model together behind each of `prompts` prompts: `batch_size`, or fewer where prompts
-/// and labels are many and long.
-fn next_batch<'a, 'b>(rows: &'a [Row<'b>], batch_size: usize, prompts: usize) -> &'a [Row<'b>] {
+/// and labels are many and long. Each row brings `copied` rows of prompts.
+fn next_batch<'a, 'b>(rows: &'a [Row<'b>], batch_size: usize, prompts: usize, copied: usize) -> &'a [Row<'b>] {
     let mut stream = 0;
     let fits = rows.iter().take(batch_size.max(1)).take_while(|row| {
-        stream += row.stream_rows() * prompts;
+        stream += row.stream_rows() * prompts + copied;
         stream <= MAX_ROWS
     });
     let count = fits.count().max(1).min(rows.len());
@@ -366,17 +372,27 @@ fn next_batch<'a, 'b>(rows: &'a [Row<'b>], batch_size: usize, prompts: usize) ->
 
 /// How `rows` lie behind prompts of `prompt_rows` rows, all rows behind the first prompt before all behind the second, and
 /// the (scored row, token) pairs that are asked for: label by label, row by row, prompt by prompt.
-fn ranking_layout(prompt_rows: &[usize], rows: &[Row<'_>]) -> Result<(Layout, Vec<(usize, u32)>)> {
+fn ranking_layout(model: &Model, prompt_rows: &[usize], rows: &[Row<'_>]) -> Result<(Layout, Vec<(usize, u32)>)> {
+    // A decoder's sequences begin behind this token, and belong to an input that stands on the encoder.
+    let start = model.config().encoder_decoder.map(|more| [more.decoder_start_token_id]);
+    let mut inputs = Vec::new();
     let mut sequences = Vec::new();
     let mut wanted = Vec::new();
     let mut scored = 0;
     for prompt in 0..prompt_rows.len() {
         for row in rows {
-            let root = sequences.len();
-            let ids = &row.example.input_ids;
-            sequences.push(Sequence { keep_last: true, score_end: true, ..Sequence::example(prompt, ids, ids.len()) });
+            let (root, ids) = (sequences.len(), row.example.input_ids.as_slice());
+            let (behind, first) = match &start {
+                Some(start) => {
+                    inputs.push(Input { prompt, ids });
+                    (inputs.len() - 1, start.as_slice())
+                }
+                None => (prompt, ids),
+            };
+            let read = Sequence::example(behind, first, first.len());
+            sequences.push(Sequence { keep_last: true, score_end: true, ..read });
             sequences
-                .extend(row.longer().map(|ids| Sequence { parent: Some(root), ..Sequence::example(prompt, ids, 1) }));
+                .extend(row.longer().map(|ids| Sequence { parent: Some(root), ..Sequence::example(behind, ids, 1) }));
             let end = scored;
             scored += 1;
             for ids in row.labels {
@@ -388,12 +404,16 @@ fn ranking_layout(prompt_rows: &[usize], rows: &[Row<'_>]) -> Result<(Layout, Ve
             }
         }
     }
-    Ok((Layout::causal(prompt_rows, &sequences)?, wanted))
+    let layout = match start {
+        Some(_) => Layout::encoder_decoder(prompt_rows, model.prompt_place(), &inputs, &sequences)?,
+        None => Layout::causal(prompt_rows, &sequences)?,
+    };
+    Ok((layout, wanted))
 }
 
 /// The summed log-probability of each label, for each row behind each prompt; `prompts` stand one below the other.
 fn rank_batch(model: &Model, prompts: &Tensor, prompt_rows: &[usize], rows: &[Row<'_>]) -> Result<Vec<Vec<f64>>> {
-    let (layout, wanted) = ranking_layout(prompt_rows, rows)?;
+    let (layout, wanted) = ranking_layout(model, prompt_rows, rows)?;
     let logs = model.device().run(|| {
         let hidden = model.hidden(&mut Tape::new(), &Var::constant(prompts.clone()), &layout, None)?;
         model.log_probabilities(&hidden, &wanted)

@@ -149,12 +149,12 @@ fn many_long_labels_make_smaller_batches_of_at_least_one_row() {
     let labels: Vec<Vec<u32>> = vec![vec![1; MAX_ROWS / 5]; 2];
     let data = dataset(&[(&[1][..], &[1][..]); 6]);
     let rows: Vec<Row<'_>> = data.examples.iter().map(|example| Row { example, truth: 0, labels: &labels }).collect();
-    assert_eq!(next_batch(&rows, 32, 1).len(), 2);
-    assert_eq!(next_batch(&rows, 1, 1).len(), 1);
-    assert_eq!(next_batch(&rows[..1], 0, 1).len(), 1);
+    assert_eq!(next_batch(&rows, 32, 1, 0).len(), 2);
+    assert_eq!(next_batch(&rows, 1, 1, 0).len(), 1);
+    assert_eq!(next_batch(&rows[..1], 0, 1, 0).len(), 1);
     let huge = vec![vec![1; MAX_ROWS * 2]; 2];
     let rows: Vec<Row<'_>> = rows.iter().map(|row| Row { labels: &huge, ..*row }).collect();
-    assert_eq!(next_batch(&rows, 32, 1).len(), 1);
+    assert_eq!(next_batch(&rows, 32, 1, 0).len(), 1);
 }
 
 #[track_caller]

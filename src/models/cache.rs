@@ -61,6 +61,11 @@ impl KeyValueCache {
         Ok(())
     }
 
+    /// The encoder's rows that it has keys and values of.
+    pub fn encoded_rows(&self) -> usize {
+        self.cross.first().map_or(0, |(keys, _)| keys.rows())
+    }
+
     /// Takes the keys and values that each layer makes of the encoder's rows.
     pub(super) fn set_cross(&mut self, cross: Vec<(Var, Var)>) {
         self.cross = cross.into_iter().map(|(key, value)| (key.into_tensor(), value.into_tensor())).collect();
