@@ -9,6 +9,7 @@ mod checks;
 mod keys;
 mod layers;
 mod nearest;
+mod sweep;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ use crate::{Error, Result};
 pub use keys::{Fallback, KEYS, Key, Kind, Range};
 use layers::Settings;
 pub use layers::{OTHER_PREFIXES, OTHER_VARIABLES, Source, is_list};
+pub use sweep::{Member, OF_THE_PASS, Sweep};
 
 /// Everything that decides a training run. What each field means is said once, as the `help` of its [`Key`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -235,6 +237,24 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    fn complete(mut settings: Settings) -> Result<Self> {
+        settings.complete()?;
+        let config = settings.table().try_into().map_err(mismatch)?;
+        let resolved = Self { config, settings };
+        checks::check(&resolved)?;
+        Ok(resolved)
+    }
+
+    /// The flags of a command that gives this configuration wherever it is run, as `--learning-rate=0.3`: all that does not
+    /// come from the defaults.
+    pub fn flags(&self) -> Vec<String> {
+        let flag = |key: &Key| {
+            let value = self.settings.value(key.name)?;
+            (*self.source(key.name) != Source::Default).then(|| format!("{}={}", key.flag(), Key::text(value)))
+        };
+        KEYS.iter().filter_map(flag).collect()
+    }
+
     /// Where the value of `key` came from; [`Source::Default`] for a name that is no key.
     pub fn source(&self, key: &str) -> &Source {
         self.settings.source(key)
@@ -277,15 +297,11 @@ impl TrainConfig {
     ) -> Result<Resolved> {
         let mut settings = Settings::new();
         if let Some(path) = file {
-            settings.read_file(path)?;
+            settings.read_file(path, None)?;
         }
         settings.read_environment(env)?;
         settings.read_flags(flags)?;
-        settings.complete()?;
-        let config = settings.table().try_into().map_err(mismatch)?;
-        let resolved = Resolved { config, settings };
-        checks::check(&resolved)?;
-        Ok(resolved)
+        Resolved::complete(settings)
     }
 
     /// The whole configuration as TOML that [`Self::resolve`] reads back as it is.

@@ -106,8 +106,20 @@ pub fn by_name(launches: &[Launch], dtype: DType) -> Vec<Kind> {
     kinds
 }
 
+/// What a training step of all prompts of `layout` launches: a pass, and each prompt's own AdamW.
+///
+/// # Errors
+/// As [`step`].
+pub fn training_step(config: &ModelConfig, layout: &Layout, dtype: DType) -> Result<Vec<Launch>> {
+    let mut launches = step(config, layout, dtype)?;
+    for &rows in &layout.prompt_rows {
+        launches.extend(optimizer(rows, config.hidden_size));
+    }
+    Ok(launches)
+}
+
 /// What a forward and backward pass over `layout` launches, in order, with weights held in `dtype`, after the step that
-/// makes the tables that stay.
+/// makes the tables that stay. Several prompts are put together before it, and their gradients taken apart after it.
 ///
 /// # Errors
 /// [`Error::Config`] for a type that GPUs do not compute in; [`Error::Op`] for heads that the kernels do not know.
@@ -117,6 +129,7 @@ pub fn step(config: &ModelConfig, layout: &Layout, dtype: DType) -> Result<Vec<L
         return Err(Error::config(place, "f32 or bf16 on a GPU", dtype.to_string()).hint("give another --dtype"));
     }
     let mut trace = Trace::new(dtype);
+    trace.copy_each(&layout.prompt_rows, config.hidden_size);
     let prompt = trace.leaf(layout.total_prompt_rows(), config.hidden_size);
     let prompt = ops::cast(&mut trace, prompt);
     let hidden = match config.family {
@@ -129,6 +142,7 @@ pub fn step(config: &ModelConfig, layout: &Layout, dtype: DType) -> Result<Vec<L
     };
     let loss = ops::cross_entropy(&mut trace, hidden, config.vocab_size);
     trace.backward(loss);
+    trace.copy_each(&layout.prompt_rows, config.hidden_size);
     trace.download(layout.labels.len() * size_of::<f32>());
     Ok(trace.launches)
 }

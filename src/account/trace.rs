@@ -104,6 +104,13 @@ impl Trace {
         }
     }
 
+    /// See [`crate::tensor::Tensor::stacked`]: a copy of each part, in the type of prompts, where there are several.
+    pub(super) fn copy_each(&mut self, rows: &[usize], cols: usize) {
+        if rows.len() > 1 {
+            rows.iter().for_each(|rows| self.copy(rows * cols, size_of::<f32>() as f64));
+        }
+    }
+
     fn node(&mut self, grad_rows: usize) -> Node {
         self.slots.push(None);
         Node { slot: self.slots.len() - 1, grad_rows }

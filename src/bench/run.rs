@@ -7,6 +7,8 @@ use crate::error::{Error, Place, Result};
 use crate::flops::{Product, attention_flops, frozen_products, trained_products};
 use crate::layout::Layout;
 use crate::models::Model;
+use crate::step::Batch;
+use crate::tensor::Tensor;
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -22,9 +24,11 @@ pub struct Options {
 /// What was measured of a step.
 #[derive(Debug, Clone)]
 pub struct Measurement {
-    /// Rows of the prompt; 0 where weights are trained.
+    /// Prompts that go through the model together; 0 where weights are trained.
+    pub prompts: usize,
+    /// Rows of a prompt; 0 where weights are trained.
     pub prompt_rows: usize,
-    /// Examples of the step.
+    /// Examples of the step, those of all prompts.
     pub examples: usize,
     /// Tokens of the longest, label included.
     pub longest: usize,
@@ -44,6 +48,8 @@ pub struct Measurement {
     pub loss: f64,
     /// Floating-point operations that a step needs: products with weights, and attention.
     pub flops: f64,
+    /// Of several prompts, the seconds of the steps that they take one after the other, measured beside each timed step.
+    pub apart: Vec<f64>,
     /// The library beside it, if it was measured.
     pub library: Option<Library>,
     /// What the device held in the timed steps.
@@ -74,6 +80,13 @@ impl Measurement {
         self.flops / self.median_seconds()
     }
 
+    /// How much faster one step of several prompts is than a step of each: the median of all rounds, the least, the most.
+    pub fn gain(&self) -> Option<[f64; 3]> {
+        let gains: Vec<f64> = self.apart.iter().zip(&self.seconds).map(|(apart, together)| apart / together).collect();
+        let ends = gains.iter().fold((f64::INFINITY, 0f64), |(least, most), &gain| (least.min(gain), most.max(gain)));
+        (!gains.is_empty()).then(|| [median(gains.iter().copied()), ends.0, ends.1])
+    }
+
     /// Bytes at the peak beside the weights.
     pub fn peak_above_weights(&self) -> usize {
         self.memory.peak_total() - self.memory.at_peak(Kind::Weights)
@@ -91,17 +104,18 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
         return Err(Error::config(Place::item("steps"), "at least 1", "0"));
     }
     let (device, config) = (model.device(), model.config());
-    let (prompt_rows, count): (usize, fn(&_, &_) -> Vec<Product>) = match &trained {
-        Trained::Prompt(prompt) => (prompt.rows(), frozen_products),
-        Trained::Weights => (0, trained_products),
+    let (prompts, prompt_rows, count): (usize, usize, fn(&_, &_) -> Vec<Product>) = match &trained {
+        Trained::Prompts(prompts) => (prompts.len(), prompts.first().map_or(0, Tensor::rows), frozen_products),
+        Trained::Weights => (0, 0, trained_products),
     };
+    let streams = prompts.max(1);
     let recompute = model.recompute();
     // Gradients and the optimizer's moments; the weights themselves are there.
     let copies = if matches!(trained, Trained::Weights) { 3 } else { 0 };
-    let stream_rows = prompt_rows.saturating_add(rows.stream_rows());
+    let stream_rows = prompt_rows.saturating_add(rows.stream_rows()).saturating_mul(streams);
     check_memory(config, device, model.dtype(), recompute, stream_rows, copies)?;
     let batch = rows.batch()?;
-    let layout = batch.layout(prompt_rows)?;
+    let layout = Batch::layout_of_all(&vec![&batch; streams], &vec![prompt_rows; streams])?;
     let products = count(config, &layout);
     let of_products: f64 = products.iter().map(Product::flops).sum();
     let flops = of_products + attention_flops(config, &layout);
@@ -115,12 +129,15 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
     device.reset_peak();
     let on_cpu = matches!(device, Device::Cpu(_));
     let (mut steps, mut rounds): (Vec<Timed>, Vec<(f64, f64)>) = (Vec::new(), Vec::new());
+    let (mut apart, mut memory) = (Vec::new(), device.memory());
     for _ in 0..options.steps {
         let timed = stepper.step()?;
         if steps.is_empty() && has_peak {
             // Before the library's matrices are made.
             peak_rss = device::peak_rss();
         }
+        memory = device.memory();
+        apart.extend(stepper.apart()?);
         if options.library && on_cpu {
             let library = library::seconds(device, model.dtype(), &products)?;
             rounds.push((flops / timed.seconds, of_products / library));
@@ -129,11 +146,12 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
     }
     let of = |part: fn(&Phases) -> f64| median(steps.iter().map(|step| part(&step.phases)));
     Ok(Measurement {
+        prompts,
         prompt_rows,
-        examples: rows.len(),
+        examples: rows.len() * streams,
         longest: rows.longest(),
-        tokens: batch.tokens(),
-        label_tokens: batch.label_tokens(),
+        tokens: batch.tokens() * streams,
+        label_tokens: batch.label_tokens() * streams,
         stream_rows: layout.rows(),
         layout,
         seconds: steps.iter().map(|step| step.seconds).collect(),
@@ -145,8 +163,9 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
         }),
         loss: steps[0].loss,
         flops,
+        apart,
         library: Library::of(rounds),
-        memory: device.memory(),
+        memory,
         peak_rss,
     })
 }

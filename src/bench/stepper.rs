@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::error::{Error, Place, Result};
 use crate::models::Model;
 use crate::optim::{AdamWConfig, Optimizer, OptimizerConfig, WeightOptimizer};
-use crate::step::{Loss, Part};
+use crate::step::{Batch, LossAndGrad, Part, Watch};
 use crate::tensor::Tensor;
 use std::time::Instant;
 
@@ -15,8 +15,8 @@ const LEARNING_RATE: f64 = 0.0;
 /// What a step trains.
 #[derive(Debug)]
 pub enum Trained {
-    /// A prompt `[P, d]` in front of a frozen model.
-    Prompt(Tensor),
+    /// Prompts `[P, d]` in front of a frozen model, which go through it together, each with the rows of its own.
+    Prompts(Vec<Tensor>),
     /// The weights of a model that was opened as [trainable](crate::ModelOptions::trainable); there is no prompt.
     Weights,
 }
@@ -56,7 +56,7 @@ pub(super) struct Stepper<'a> {
 }
 
 enum State {
-    Prompt { prompt: Tensor, optimizer: Optimizer },
+    Prompts(Vec<(Tensor, Optimizer)>),
     Weights(WeightOptimizer),
 }
 
@@ -64,7 +64,11 @@ impl<'a> Stepper<'a> {
     pub(super) fn new(model: &'a Model, trained: Trained, rows: &'a Rows) -> Result<Self> {
         let config = OptimizerConfig::AdamW(AdamWConfig::default());
         let state = match trained {
-            Trained::Prompt(prompt) => State::Prompt { optimizer: Optimizer::new(&config, &prompt)?, prompt },
+            Trained::Prompts(prompts) => {
+                let with_optimizer = |prompt| Ok((Optimizer::new(&config, &prompt)?, prompt));
+                let all = prompts.into_iter().map(with_optimizer).collect::<Result<Vec<_>>>()?;
+                State::Prompts(all.into_iter().map(|(optimizer, prompt)| (prompt, optimizer)).collect())
+            }
             Trained::Weights => {
                 let device: &Device = model.device();
                 State::Weights(device.run(|| WeightOptimizer::new(&config, model.parameters()))?)
@@ -91,31 +95,59 @@ impl<'a> Stepper<'a> {
             Part::Backward => lap(&mut phases.backward),
         };
         let loss = match &mut self.state {
-            State::Prompt { prompt, optimizer } => {
-                let found =
-                    self.model.losses_and_grads_watched(&[prompt], &[&batch], &[all], &mut watch)?.swap_remove(0);
-                // The loss has been read since.
+            State::Prompts(all) => {
+                let found = together(self.model, all, &batch, &mut watch)?;
+                // The losses have been read since.
                 watch(Part::Backward);
-                optimizer.step(prompt, &found.grad, LEARNING_RATE)?;
-                found.loss
+                update(all, &found)?;
+                found.into_iter().map(|found| found.loss.mean).sum::<f64>() / all.len() as f64
             }
             State::Weights(optimizer) => {
                 let found = self.model.loss_and_weight_grads_watched(&batch, all, Vec::new(), &mut watch)?;
                 watch(Part::Backward);
                 optimizer.step(found.grads, LEARNING_RATE, 1.0)?;
-                found.loss
+                found.loss.mean
             }
         };
         self.model.device().synchronize()?;
         lap(&mut phases.optimizer);
-        Ok(Timed { seconds: start.elapsed().as_secs_f64(), phases, loss: finite(&loss)? })
+        Ok(Timed { seconds: start.elapsed().as_secs_f64(), phases, loss: finite(loss)? })
+    }
+
+    /// Seconds of the steps that the prompts take one after the other; none where there are fewer than two.
+    pub(super) fn apart(&mut self) -> Result<Option<f64>> {
+        let State::Prompts(all) = &mut self.state else { return Ok(None) };
+        if all.len() < 2 {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        for one in all.chunks_mut(1) {
+            let batch = self.rows.batch()?;
+            let found = together(self.model, one, &batch, &mut |_| ())?;
+            update(one, &found)?;
+        }
+        self.model.device().synchronize()?;
+        Ok(Some(start.elapsed().as_secs_f64()))
     }
 }
 
-fn finite(loss: &Loss) -> Result<f64> {
-    if loss.mean.is_finite() {
-        return Ok(loss.mean);
+/// Losses and gradients of prompts that go through the model together.
+fn together(model: &Model, all: &[(Tensor, Optimizer)], batch: &Batch, watch: Watch<'_>) -> Result<Vec<LossAndGrad>> {
+    let prompts: Vec<&Tensor> = all.iter().map(|(prompt, _)| prompt).collect();
+    let (batches, label_tokens) = (vec![batch; all.len()], vec![batch.label_tokens(); all.len()]);
+    model.losses_and_grads_watched(&prompts, &batches, &label_tokens, watch)
+}
+
+fn update(all: &mut [(Tensor, Optimizer)], found: &[LossAndGrad]) -> Result<()> {
+    all.iter_mut()
+        .zip(found)
+        .try_for_each(|((prompt, optimizer), found)| optimizer.step(prompt, &found.grad, LEARNING_RATE))
+}
+
+fn finite(loss: f64) -> Result<f64> {
+    if loss.is_finite() {
+        return Ok(loss);
     }
-    Err(Error::diverged(Place::item("loss"), "a finite loss", loss.mean.to_string())
+    Err(Error::diverged(Place::item("loss"), "a finite loss", loss.to_string())
         .hint("prompt or weights hold values too large for --dtype"))
 }

@@ -36,7 +36,11 @@ pub(super) struct BenchArgs {
     /// Rows of the prompt; without it 100, or those of --prompt
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     num_virtual_tokens: Option<u32>,
-    /// Examples of a step, made up
+    /// Prompts that go through the model together, each with examples of its own; the steps that they take one after the
+    /// other are timed beside it
+    #[arg(long, value_name = "G", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 12))]
+    prompts: u32,
+    /// Examples of a step, made up; with --prompts those of each
     #[arg(long, value_name = "B", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     examples: u32,
     /// Tokens of an example, of which the last is the label
@@ -134,6 +138,9 @@ impl BenchArgs {
                 let flag = if self.prompt.is_some() { "--prompt" } else { "--num-virtual-tokens" };
                 return refused(flag, "with --method full, which trains the model without a prompt");
             }
+            if self.prompts > 1 {
+                return refused("--prompts", "with --method full, which trains the model without a prompt");
+            }
             if self.compute.weights != "mapped" {
                 return refused("--weights", "with --method full, which holds every weight in --dtype");
             }
@@ -215,7 +222,8 @@ impl Plan<'_> {
             } else {
                 check_positions(config, sizes.prompt_rows, sizes.tokens)?;
                 let rows = Rows::made(config.vocab_size, sizes.examples, sizes.tokens, self.args.uneven)?;
-                check_memory(config, device, dtype, recompute, sizes.prompt_rows + rows.stream_rows(), copies)?;
+                let stream_rows = (sizes.prompt_rows + rows.stream_rows()).saturating_mul(self.args.prompts as usize);
+                check_memory(config, device, dtype, recompute, stream_rows, copies)?;
             }
         }
         Ok(())
@@ -248,11 +256,15 @@ impl Plan<'_> {
         let args = self.args;
         let trained = if args.trains_weights() {
             Trained::Weights
-        } else if args.prompt.is_some() {
-            Trained::Prompt(prompt_for(model, args.prompt.as_ref())?)
         } else {
-            let values = initial_prompt(model, sizes.prompt_rows, Init::Uniform { range: RANGE }, 0)?;
-            Trained::Prompt(model.prompt_from(sizes.prompt_rows, &values)?)
+            let prompt = |seed: u64| {
+                if args.prompt.is_some() {
+                    return prompt_for(model, args.prompt.as_ref());
+                }
+                let values = initial_prompt(model, sizes.prompt_rows, Init::Uniform { range: RANGE }, seed)?;
+                model.prompt_from(sizes.prompt_rows, &values)
+            };
+            Trained::Prompts((0..u64::from(args.prompts)).map(prompt).collect::<Result<_>>()?)
         };
         let rows = self.rows(model, sizes)?;
         let on_gpu = matches!(model.device(), Device::Cuda(_));

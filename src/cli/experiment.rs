@@ -31,7 +31,7 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     refuse_what_is_there(&args.base.output_dir)?;
     let plan = plan(&args)?;
     let untrained = before_training(&args, &plan, terminal)?;
-    let trained = Trained::of(&plan, terminal)?;
+    let trained = Trained::of(&plan, &args, terminal)?;
     let output = match args.name.as_str() {
         "steps" => steps(&args, &trained)?,
         "ensemble" => together(&args, &trained, terminal)?,
@@ -94,26 +94,23 @@ struct Trained {
 
 impl Trained {
     /// Trains every member. One that fails is told, and the others go on; an interruption ends all.
-    fn of(plan: &Plan, terminal: &Terminal) -> Result<Self> {
+    fn of(plan: &Plan, args: &Args, terminal: &Terminal) -> Result<Self> {
         let configs: Vec<TrainConfig> = plan.members.iter().map(|member| member.config.clone()).collect();
-        let mut all = Self { runs: Vec::new(), failures: Vec::new() };
-        for (member, outcome) in plan.members.iter().zip(members::run_members(configs, terminal)?) {
-            match outcome.result {
-                Ok(summary) => all.runs.push(Finished { group: member.group, config: outcome.config, summary }),
-                Err(error @ Error::Interrupted { .. }) => return Err(error),
-                Err(error) => {
-                    let run = outcome.config.output_dir.display().to_string();
-                    all.failures.push(Failure { run, error: error.to_string() });
-                }
+        let results = members::run_all(&configs, &args.base.output_dir, args.group_size, terminal)?;
+        let (mut runs, mut failed) = (Vec::new(), Vec::new());
+        for ((member, config), result) in plan.members.iter().zip(configs).zip(results) {
+            match result {
+                Some(Ok(summary)) => runs.push(Finished { group: member.group, config, summary }),
+                Some(Err(error)) if matches!(error, Error::Interrupted { .. }) => return Err(error),
+                Some(Err(error)) => failed.push((config.output_dir.display().to_string(), error)),
+                None => {}
             }
         }
-        match all.failures.first() {
-            Some(first) if all.runs.is_empty() => {
-                Err(Error::input(Place::file(&first.run), "at least one run that ends well", first.error.clone())
-                    .hint("no run of the experiment did"))
-            }
-            _ => Ok(all),
+        if runs.is_empty() && !failed.is_empty() {
+            return Err(failed.swap_remove(0).1);
         }
+        let failures = failed.into_iter().map(|(run, error)| Failure { run, error: error.to_string() }).collect();
+        Ok(Self { runs, failures })
     }
 
     fn of_method(&self, method: Method) -> impl Iterator<Item = (usize, &Finished)> {
@@ -128,10 +125,8 @@ fn before_training(args: &Args, plan: &Plan, terminal: &Terminal) -> Result<Vec<
     for path in models_of(plan.members.iter().map(|member| &member.config)) {
         let config = TrainConfig { model: path.clone(), ..args.base.clone() };
         let model = open_model(&config)?;
-        let limit = model.config().max_position_embeddings;
         let of_model = plan.members.iter().map(|member| &member.config).filter(|config| config.model == path);
-        // A prompt that is longer than the model fails alone.
-        let prompt_rows: Vec<usize> = of_model.map(TrainConfig::prompt_rows).filter(|&rows| rows < limit).collect();
+        let prompt_rows: Vec<usize> = of_model.map(TrainConfig::prompt_rows).collect();
         let mut scorer = Scorer::new(&config, &model, terminal);
         for place in &args.places() {
             scorer.check(place, &prompt_rows)?;

@@ -21,7 +21,10 @@ pub(super) struct KernelArgs {
     /// With --config: rows of the prompt
     #[arg(long, value_name = "P", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1 << 20), requires = "config")]
     num_virtual_tokens: u32,
-    /// With --config: examples of the step
+    /// With --config: prompts that go through the model together, each with examples of its own
+    #[arg(long, value_name = "G", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 12), requires = "config")]
+    prompts: u32,
+    /// With --config: examples of the step, or of each prompt
     #[arg(long, value_name = "B", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1 << 20), requires = "config")]
     examples: u32,
     /// With --config: tokens of the longest example, of which the last is the label
@@ -42,6 +45,8 @@ impl KernelArgs {
 struct Step {
     title: String,
     examples: usize,
+    /// Of several prompts, the seconds on each of the GPUs of the steps that they take one after the other.
+    apart: Option<[f64; GPUS.len()]>,
     kinds: Vec<Kind>,
     graph_nodes: usize,
 }
@@ -79,17 +84,26 @@ fn step(args: &KernelArgs, shape: &str, dtype: DType) -> Result<Step> {
         let ids = vec![0; tokens];
         batch.push(&ids[1..], &ids[..1])?;
     }
-    let layout = batch.layout(prompt)?;
-    let mut launches = account::step(&config, &layout, dtype)?;
-    launches.extend(account::optimizer(prompt, config.hidden_size));
+    let prompts = args.prompts as usize;
+    let layout = Batch::layout_of_all(&vec![&batch; prompts], &vec![prompt; prompts])?;
+    let launches = account::training_step(&config, &layout, dtype)?;
+    let apart = match prompts {
+        1 => None,
+        _ => {
+            let one = account::training_step(&config, &batch.layout(prompt)?, dtype)?;
+            Some(GPUS.map(|gpu| prompts as f64 * one.iter().map(|launch| gpu.seconds(launch, dtype)).sum::<f64>()))
+        }
+    };
     let lengths = if shortest == longest { format!("{longest}") } else { format!("{shortest} to {longest}") };
+    let of_each = if prompts > 1 { format!("{prompts} prompts of ") } else { String::new() };
     Ok(Step {
         title: format!(
-            "A training step of {shape} in {dtype}: P = {prompt}, B = {examples}, T = {lengths}; {} rows, {} scored",
+            "A training step of {shape} in {dtype}: {of_each}P = {prompt}, B = {examples}, T = {lengths}; {} rows, {} scored",
             layout.rows(),
             layout.scored_rows.len()
         ),
-        examples,
+        examples: examples * prompts,
+        apart,
         kinds: account::by_name(&launches, dtype),
         graph_nodes: launches.len(),
     })
@@ -217,6 +231,11 @@ fn step_table(step: &Step) -> String {
             total * 1e3,
             step.examples as f64 / total
         );
+        if let Some(apart) = step.apart {
+            let gain = apart[at] / total;
+            text +=
+                &format!("{}: a step of each prompt, {:.3} ms: {gain:.2} times as long\n", gpu.name, apart[at] * 1e3);
+        }
     }
     text += &format!(
         "Launched one by one, at 3 µs each, {} launches take {:.3} ms of the host: what a CUDA graph saves.\n",
@@ -241,6 +260,10 @@ fn step_json(step: &Step) -> Value {
             "seconds": total,
             "examples_per_second": step.examples as f64 / total,
         });
+        if let Some(apart) = step.apart {
+            value["seconds_apart"] = json!(apart[at]);
+            value["gain"] = json!(apart[at] / total);
+        }
         SHARES.iter().for_each(|share| value[share.name] = json!(step.seconds(at, share.belongs) / total));
         value
     });

@@ -5,6 +5,7 @@
 
 mod bench;
 mod doctor;
+mod emit;
 mod eval;
 mod experiment;
 mod export;
@@ -14,10 +15,12 @@ mod gradient;
 mod import;
 mod inspect;
 mod kernels;
+mod members;
 mod options;
 mod prepare;
 mod profile;
 mod report;
+mod sweep;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};
@@ -79,6 +82,7 @@ macro_rules! derived {
 const COMMANDS: &[Command] = &[
     Command { name: "train", build: train::command, run: train::run },
     Command { name: "experiment", build: experiment::command, run: experiment::run },
+    Command { name: "sweep", build: sweep::command, run: sweep::run },
     derived!("eval", eval::EvalArgs, "Score a prompt on labelled rows, or the model without one"),
     derived!("generate", generate::GenerateArgs, "Continue texts behind a prompt"),
     derived!("gradient", gradient::GradientArgs, "Write one batch's mean loss and prompt gradient"),

@@ -136,6 +136,48 @@ pub(super) fn training<'a>(config: &'a TrainConfig, model: &'a Model, data: &'a 
     })
 }
 
+/// The batch of a run that needs the most, as even examples.
+struct Largest {
+    examples: usize,
+    tokens: usize,
+    labels: usize,
+}
+
+impl Largest {
+    fn of(config: &TrainConfig, train_set: &Dataset) -> Self {
+        let examples = config.per_device_train_batch_size.min(train_set.examples.len()).max(1);
+        let mean_of_most = |size: fn(&Example) -> usize| {
+            let mut sizes: Vec<usize> = train_set.examples.iter().map(size).collect();
+            sizes.sort_unstable_by(|a, b| b.cmp(a));
+            sizes[..examples].iter().sum::<usize>().div_ceil(examples)
+        };
+        let (tokens, labels) = (mean_of_most(Example::tokens), mean_of_most(|example| example.target_ids.len()));
+        Self { examples, tokens, labels }
+    }
+
+    fn stream(&self, config: &TrainConfig) -> Stream {
+        Stream::even(config.prompt_rows(), self.examples, self.tokens, self.labels)
+    }
+}
+
+/// How many of the runs fit into a pass of `limit` bytes, whichever they are, after choosing what to recompute for the
+/// largest of them, or a refusal where not even that one fits.
+pub(super) fn fit_group_into(
+    limit: u64,
+    model: &mut Model,
+    runs: &[(&TrainConfig, &Dataset)],
+    terminal: &Terminal,
+) -> Result<usize> {
+    let mut streams: Vec<Stream> =
+        runs.iter().map(|(config, train_set)| Largest::of(config, train_set).stream(config)).collect();
+    let Some(most) = (0..runs.len()).max_by_key(|&at| streams[at].rows) else { return Ok(1) };
+    fit_into(limit, model, runs[most].0, runs[most].1, terminal)?;
+    streams.sort_unstable_by_key(|stream| std::cmp::Reverse(stream.rows));
+    let (setup, recompute) = (Setup::of(model), model.recompute());
+    let fits = |count: &usize| predict(&setup, &Stream::together(&streams[..*count]), recompute).total() <= limit;
+    Ok((1..=runs.len()).rev().find(fits).unwrap_or(1))
+}
+
 /// Chooses what to recompute so that a step on the longest examples fits into `limit` bytes, or refuses.
 pub(super) fn fit_into(
     limit: u64,
@@ -144,15 +186,8 @@ pub(super) fn fit_into(
     train_set: &Dataset,
     terminal: &Terminal,
 ) -> Result<()> {
-    let examples = config.per_device_train_batch_size.min(train_set.examples.len()).max(1);
-    // The batch that needs the most, as even examples.
-    let mean_of_most = |size: fn(&Example) -> usize| {
-        let mut sizes: Vec<usize> = train_set.examples.iter().map(size).collect();
-        sizes.sort_unstable_by(|a, b| b.cmp(a));
-        sizes[..examples].iter().sum::<usize>().div_ceil(examples)
-    };
-    let (tokens, labels) = (mean_of_most(Example::tokens), mean_of_most(|example| example.target_ids.len()));
-    let prompt_rows = config.prompt_rows();
+    let (prompt_rows, largest) = (config.prompt_rows(), Largest::of(config, train_set));
+    let Largest { examples, tokens, labels } = largest;
     let setup = Setup::of(model);
     if config.recompute == RecomputePolicy::Auto {
         let choice = choose(&setup, prompt_rows, examples, tokens, labels, limit)?;
@@ -162,7 +197,7 @@ pub(super) fn fit_into(
         return Ok(());
     }
     let recompute = model.recompute();
-    let need = predict(&setup, &Stream::even(prompt_rows, examples, tokens, labels), recompute).total();
+    let need = predict(&setup, &largest.stream(config), recompute).total();
     if need <= limit {
         return Ok(());
     }

@@ -16,6 +16,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
 pub(super) fn command(command: clap::Command) -> clap::Command {
+    with_keys(command).about("Tune a prompt, or train a model's weights")
+}
+
+/// A command with a flag for every key, and the file of them.
+pub(super) fn with_keys(command: clap::Command) -> clap::Command {
     let config = Arg::new("config")
         .long("config")
         .value_name("FILE")
@@ -29,11 +34,11 @@ pub(super) fn command(command: clap::Command) -> clap::Command {
             .action(ArgAction::Append)
             .allow_hyphen_values(true)
     });
-    command.about("Tune a prompt, or train a model's weights").arg(config).args(flags)
+    command.arg(config).args(flags)
 }
 
 /// The flags as key and value; a repeated list flag is one list.
-fn flags(matches: &ArgMatches) -> Result<Vec<(String, String)>> {
+pub(super) fn flags(matches: &ArgMatches) -> Result<Vec<(String, String)>> {
     flags_but(matches, &[])
 }
 
@@ -99,12 +104,16 @@ pub(super) fn signals() -> Result<Arc<AtomicUsize>> {
     Ok(number)
 }
 
-/// A progress bar on a terminal, lines elsewhere.
+/// A progress bar on a terminal, lines elsewhere; lines alone for one of several runs.
 pub(super) struct Watcher<'a> {
     terminal: &'a Terminal,
     pub(super) bar: ProgressBar,
     every: u64,
     seen: Seen,
+    /// What its lines begin with.
+    name: String,
+    /// When something happened last.
+    pub(super) heard: Instant,
 }
 
 /// Examples, tokens and time since the last line.
@@ -125,7 +134,13 @@ impl<'a> Watcher<'a> {
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left") {
             bar.set_style(style);
         }
-        Self { terminal, bar, every, seen: Seen::default() }
+        Self { terminal, bar, every, seen: Seen::default(), name: String::new(), heard: Instant::now() }
+    }
+
+    /// The watcher of the run `name` among several.
+    pub(super) fn of_member(terminal: &'a Terminal, every: u64, name: &str) -> Self {
+        let (bar, heard) = (ProgressBar::hidden(), Instant::now());
+        Self { terminal, bar, every, seen: Seen::default(), name: format!("{name}: "), heard }
     }
 
     fn line(&self, text: &str) {
@@ -135,6 +150,7 @@ impl<'a> Watcher<'a> {
 
 impl Observer for Watcher<'_> {
     fn step(&mut self, report: &StepReport) {
+        self.heard = Instant::now();
         let seen = &mut self.seen;
         seen.examples += report.examples;
         seen.tokens += report.tokens;
@@ -150,7 +166,8 @@ impl Observer for Watcher<'_> {
         if report.step.is_multiple_of(self.every) || report.step == report.total_steps {
             if self.bar.is_hidden() {
                 let left = (report.total_steps - report.step) as f64 * seen.seconds / seen.steps as f64;
-                self.terminal.note(&format!("step {}/{}: {text}, {left:.0} s left", report.step, report.total_steps));
+                let (name, step, total) = (&self.name, report.step, report.total_steps);
+                self.terminal.note(&format!("{name}step {step}/{total}: {text}, {left:.0} s left"));
             }
             self.seen = Seen::default();
         }
@@ -159,7 +176,12 @@ impl Observer for Watcher<'_> {
     fn evaluated(&mut self, step: u64, metrics: &[(String, f64)], is_best: bool) {
         let named: Vec<String> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         let best = if is_best { ", the best so far" } else { "" };
-        self.line(&format!("step {step}: held-out {}{best}", named.join(", ")));
+        self.line(&format!("{}step {step}: held-out {}{best}", self.name, named.join(", ")));
+        self.heard = Instant::now();
+    }
+
+    fn saved(&mut self, _checkpoint: &Path) {
+        self.heard = Instant::now();
     }
 }
 

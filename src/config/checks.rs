@@ -49,7 +49,7 @@ fn check_method(resolved: &Resolved) -> Result<()> {
         Source::Default => false,
         // The file that a run saves has every key: one that says the default says nothing.
         Source::File(..) => !resolved.is_default(key),
-        Source::Environment | Source::Flag => true,
+        Source::Environment | Source::Flag | Source::Sweep => true,
     };
     if let Some(key) = of_prompts.into_iter().find(is_said) {
         return Err(Error::config(resolved.place(key), format!("method = prompt beside {key}"), method)

@@ -339,6 +339,17 @@ impl Key {
         if self.fallback == Fallback::Unset { format!("{kind}, or none") } else { kind }
     }
 
+    /// A value of this key as a flag writes it.
+    pub(super) fn text(value: &Value) -> String {
+        match value {
+            Value::String(text) => text.clone(),
+            Value::Float(x) => format!("{x:?}"),
+            // A list: JSON, as an item may have a comma in it.
+            Value::Array(items) => serde_json::json!(items).to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// A value written as text, as flags and variables have it. `None` unsets the key.
     pub(super) fn parse(&self, text: &str) -> Result<Option<Value>, Refused> {
         let value = match self.kind {

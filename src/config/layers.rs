@@ -32,6 +32,8 @@ pub enum Source {
     Environment,
     /// The command line.
     Flag,
+    /// The values that a sweep varies.
+    Sweep,
 }
 
 impl Source {
@@ -42,6 +44,7 @@ impl Source {
             Self::File(path, line) => Place::file(path).at_line(*line).of(key.name),
             Self::Environment => Place::item(key.variable()),
             Self::Flag => Place::item(key.flag()),
+            Self::Sweep => Place::item(format!("sweep {}", key.name)),
         }
     }
 }
@@ -53,11 +56,13 @@ impl fmt::Display for Source {
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
             Self::Environment => f.write_str("the environment"),
             Self::Flag => f.write_str("the command line"),
+            Self::Sweep => f.write_str("the sweep"),
         }
     }
 }
 
 /// A value (`None`: unset) and its source, by key.
+#[derive(Clone)]
 pub(super) struct Settings(BTreeMap<&'static str, (Option<Value>, Source)>);
 
 impl Settings {
@@ -79,7 +84,12 @@ impl Settings {
     }
 
     /// Puts `value` over what lower layers gave.
-    fn set(&mut self, key: &'static Key, value: Result<Option<Value>, Refused>, source: Source) -> Result<()> {
+    pub(super) fn set(
+        &mut self,
+        key: &'static Key,
+        value: Result<Option<Value>, Refused>,
+        source: Source,
+    ) -> Result<()> {
         match value {
             Ok(value) => {
                 self.0.insert(key.name, (value, source));
@@ -95,8 +105,9 @@ impl Settings {
         }
     }
 
-    /// The layer of a TOML file: keys at the top level, no tables.
-    pub(super) fn read_file(&mut self, path: &Path) -> Result<()> {
+    /// The layer of a TOML file: keys at the top level, no tables. A table that is called `other` is no key; it is given
+    /// back with its line.
+    pub(super) fn read_file(&mut self, path: &Path, other: Option<&str>) -> Result<Option<(Value, u64)>> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
         let text = String::from_utf8(bytes).map_err(|e| {
             let line = line_at(e.as_bytes(), e.utf8_error().valid_up_to());
@@ -106,15 +117,20 @@ impl Settings {
         let mut entries: Vec<(Spanned<String>, Spanned<Value>)> =
             parse(&text).map_err(|e| syntax(path, &text, &e))?.0.into_iter().collect();
         entries.sort_by_key(|(name, _)| name.span().start);
+        let mut table = None;
         for (name, value) in entries {
             let line = line_at(text.as_bytes(), name.span().start);
             let name = name.into_inner();
+            if other == Some(name.as_str()) {
+                table = Some((value.into_inner(), line));
+                continue;
+            }
             let key = Key::find(&name).ok_or_else(|| {
                 unknown(Error::config, Place::file(path).at_line(line).of(&name), &name, str::to_owned)
             })?;
             self.set(key, key.check(value.into_inner()), Source::File(path.to_path_buf(), line))?;
         }
-        Ok(())
+        Ok(table)
     }
 
     /// The layer of the environment. An empty variable counts as one that is not there.
@@ -210,7 +226,7 @@ fn line_at(text: &[u8], offset: usize) -> u64 {
 }
 
 /// The error for a name that is no key; `show` writes a key's name as this layer does.
-fn unknown(
+pub(super) fn unknown(
     make: fn(Place, &'static str, &'static str) -> Error,
     place: Place,
     name: &str,

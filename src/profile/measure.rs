@@ -29,7 +29,7 @@ pub fn measure(model: &Model, prompt_rows: usize, examples: usize, tokens: usize
         let numbers = prompt_rows * model.config().hidden_size;
         // Small, and no two rows alike.
         let values: Vec<f64> = (0..numbers).map(|index| ((index * 37 % 101) as f64 - 50.0) / 2500.0).collect();
-        Trained::Prompt(model.prompt_from(prompt_rows, &values)?)
+        Trained::Prompts(vec![model.prompt_from(prompt_rows, &values)?])
     } else {
         Trained::Weights
     };

@@ -111,6 +111,18 @@ impl Stream {
         }
     }
 
+    /// Several steps that go through the model together.
+    pub fn together(streams: &[Self]) -> Self {
+        let sum = |rows: fn(&Self) -> usize| streams.iter().map(rows).fold(0, usize::saturating_add).min(MOST_ROWS);
+        Self {
+            prompt_rows: sum(|stream| stream.prompt_rows),
+            examples: sum(|stream| stream.examples),
+            rows: sum(|stream| stream.rows),
+            scored: sum(|stream| stream.scored),
+            longest: streams.iter().map(|stream| stream.longest).max().unwrap_or(0),
+        }
+    }
+
     /// The rows of a layout.
     pub fn of(layout: &Layout) -> Self {
         let examples = layout.all.as_slice().iter().skip(layout.prompt_rows.len());

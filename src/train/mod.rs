@@ -1,5 +1,5 @@
-//! Training: one caller of [`Model::loss_and_grad_of_part`], or of [`Model::loss_and_weight_grads_of_part`], with everything
-//! around it that a run needs.
+//! Training: one caller of [`Model::losses_and_grads`], or of [`Model::loss_and_weight_grads_of_part`], with everything
+//! around it that a run needs; and several runs side by side, whose prompts go through the model together.
 //!
 //! A run's directory:
 //!
@@ -11,13 +11,14 @@
 //! last_good/                  the prompt before it diverged, if it did
 //! ```
 
+mod lockstep;
 mod moments;
 mod output;
 mod run;
 mod subject;
 
 use crate::checkpoint::Fingerprints;
-use crate::config::{Optim, Scheduler, TrainConfig};
+use crate::config::{Method, Optim, Scheduler, TrainConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Place, Result};
 use crate::models::Model;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 
 pub use output::refuse_to_overwrite;
+use run::Run;
 
 /// What a run is made of.
 pub struct Training<'a> {
@@ -122,7 +124,45 @@ pub struct Summary {
 /// rows of the step, with the last good prompt saved; [`Error::Config`] for a directory that holds another run;
 /// [`Error::Input`] for a checkpoint of another run; [`Error::Io`] if nothing can be written.
 pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
-    run::Run::start(training)?.go(observer, interrupt)
+    let run = Run::start(training, false)?;
+    let mut outcomes = lockstep::go(vec![Ok(run)], &mut [observer], 1, interrupt);
+    outcomes.swap_remove(0)
+}
+
+/// Runs the trainings of several prompts side by side on one frozen model. In every round each of them takes a step; at most
+/// `group_size` prompts go through the model in one pass, and each weight is read once for all of them. `observers` has one
+/// for each training.
+///
+/// Each is the run that [`train`] would make of it, up to the order of sums: it has its own optimizer, order of examples,
+/// evaluation, early stop, directory and checkpoints. One that fails ends alone, with its error, and the others go on. One
+/// that is to go on from its last checkpoint but has none begins anew. A pass that fails is taken again in halves; where it
+/// was the device that failed, as for want of memory, so are the passes after it.
+///
+/// # Errors
+/// Of each training, what [`train`] says; [`Error::Config`] for one that trains weights, or is of another model than the
+/// first, or has no observer.
+pub fn sweep<'a>(
+    trainings: Vec<Training<'a>>,
+    observers: &mut [&mut dyn Observer],
+    group_size: usize,
+    interrupt: &AtomicUsize,
+) -> Vec<Result<Summary>> {
+    let (model, watched) = (trainings.first().map(|training| training.model), observers.len());
+    let start = |(index, training): (usize, Training<'a>)| {
+        let refused = |key, expected, got: &str| Err(Error::config(Place::item(key), expected, got));
+        if training.config.method != Method::Prompt {
+            return refused("method", "prompt in a sweep", "a training of weights");
+        }
+        if model.is_none_or(|model| !std::ptr::eq(model, training.model)) {
+            return refused("model", "one model in a sweep", "another");
+        }
+        if index >= watched {
+            return refused("observers", "one for each training", "fewer");
+        }
+        Run::start(training, true)
+    };
+    let runs = trainings.into_iter().enumerate().map(start).collect();
+    lockstep::go(runs, observers, group_size, interrupt)
 }
 
 impl Training<'_> {

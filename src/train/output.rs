@@ -185,15 +185,21 @@ impl Output {
     }
 }
 
-/// The checkpoint to go on from, if there is to be one.
-pub(super) fn to_resume(training: &Training<'_>) -> Result<Option<(Checkpoint, PathBuf)>> {
+/// The checkpoint to go on from, if there is to be one. With `may_begin` there need not be one.
+pub(super) fn to_resume(training: &Training<'_>, may_begin: bool) -> Result<Option<(Checkpoint, PathBuf)>> {
+    let run_dir = &training.config.output_dir;
+    let last = |dir: &Path| if may_begin && !dir.exists() { Ok(None) } else { checkpoint::latest(dir) };
     let dir = match &training.config.resume {
         Resume::Last(false) => return Ok(None),
         Resume::From(dir) => dir.clone(),
-        Resume::Last(true) => checkpoint::latest(&training.config.output_dir)?.ok_or_else(|| {
-            Error::input(Place::file(&training.config.output_dir), "a checkpoint to resume from", "none")
-                .hint("leave out --resume to start a new run")
-        })?,
+        Resume::Last(true) => match last(run_dir)? {
+            Some(dir) => dir,
+            None if may_begin => return Ok(None),
+            None => {
+                return Err(Error::input(Place::file(run_dir), "a checkpoint to resume from", "none")
+                    .hint("leave out --resume to start a new run"));
+            }
+        },
     };
     let found = Checkpoint::load(&dir)?;
     let shape = (training.config.prompt_rows(), training.model.config().hidden_size);

@@ -1,16 +1,16 @@
-//! The loop. State changes only at the end of a step, so that a checkpoint is always of a whole number of steps.
+//! One run: its examples, what it makes of a step's gradient, its evaluations and checkpoints. State changes only at the
+//! end of a step, so that a checkpoint is always of a whole number of steps. Who finds the gradient is in `lockstep`.
 
 use super::output::{Output, to_resume};
-use super::subject::Subject;
+use super::subject::{Gradient, Subject};
 use super::{Ended, Observer, StepReport, Summary, Training};
 use crate::checkpoint::{Best, Checkpoint, Fingerprints};
 use crate::config::Method;
 use crate::data::{Batches, Cursor, EpochOrder};
 use crate::error::{Error, Place, Result};
 use crate::optim::Schedule;
-use crate::step::Batch;
+use crate::step::{Batch, Loss};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Rows named in an error, at most.
@@ -47,21 +47,35 @@ struct Window {
     label_tokens: usize,
 }
 
-/// The examples of one step: what goes through the model at a time, and indices for errors.
-struct Examples {
-    parts: Vec<Batch>,
+/// A step on its way: its examples, and what was found of those of its parts that have been through the model.
+pub(super) struct Step {
+    /// What goes through the model at a time.
+    pub(super) parts: Vec<Batch>,
+    pub(super) label_tokens: usize,
+    /// Rows of the data, for errors.
     indices: Vec<usize>,
-    label_tokens: usize,
     tokens: usize,
+    nll: f64,
+    pub(super) gradient: Option<Gradient>,
+    start: Instant,
+}
+
+impl Step {
+    /// Takes what was found of the next part: its loss, and the gradient of all parts up to it.
+    pub(super) fn add(&mut self, loss: &Loss, gradient: Gradient) {
+        self.nll += loss.by_example.iter().sum::<f64>();
+        self.gradient = Some(gradient);
+    }
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn start(training: Training<'a>) -> Result<Self> {
+    /// `may_begin`: a run that is to go on, of which there is no checkpoint, begins anew.
+    pub(super) fn start(training: Training<'a>, may_begin: bool) -> Result<Self> {
         let config = training.config;
         if training.train.examples.is_empty() {
             return Err(Error::input(Place::file(&training.train.path), "at least one row to train on", "none"));
         }
-        let resumed = to_resume(&training)?;
+        let resumed = to_resume(&training, may_begin)?;
         let output = Output::open(&training, resumed.as_ref().map(|(checkpoint, _)| checkpoint.step))?;
         let is_prompt = config.method == Method::Prompt;
         let mut subject = Subject::new(&training)?;
@@ -113,18 +127,65 @@ impl<'a> Run<'a> {
         Ok(Self { training, output, fingerprints, schedule, total_steps, steps_per_epoch, state, batches })
     }
 
-    pub(super) fn go(mut self, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
-        let mut ended = Ended::Done;
-        while self.state.step < self.total_steps {
-            self.step(observer, interrupt)?;
-            if self.evaluation_is_due() && !self.evaluate(observer)? {
-                ended = Ended::EarlyStop;
+    /// What is trained, for whoever finds its gradient.
+    pub(super) fn subject(&self) -> &Subject<'a> {
+        &self.state.subject
+    }
+
+    /// Why there is no further step, if there is none.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        let patience = self.training.config.early_stopping_patience;
+        if patience.is_some_and(|patience| self.state.evals_without_gain >= patience) {
+            return Some(Ended::EarlyStop);
+        }
+        (self.state.step >= self.total_steps).then_some(Ended::Done)
+    }
+
+    /// The next step: the batches up to the accumulation's count or the epoch's end.
+    pub(super) fn next(&mut self) -> Result<Step> {
+        let start = Instant::now();
+        let mut step = Step {
+            parts: Vec::new(),
+            label_tokens: 0,
+            indices: Vec::new(),
+            tokens: 0,
+            nll: 0.0,
+            gradient: None,
+            start,
+        };
+        while step.parts.len() < self.training.config.gradient_accumulation_steps {
+            let next = self.batches.next_batch();
+            let mut part = Batch::new();
+            for &index in next.indices {
+                let example = &self.training.train.examples[index];
+                part.push(&example.input_ids, &example.target_ids)
+                    .map_err(|error| error.in_file(&self.training.train.path).on_line(example.line))?;
+                step.indices.push(index);
+            }
+            step.label_tokens += part.label_tokens();
+            step.tokens += part.tokens();
+            step.parts.push(part);
+            if next.ends_epoch {
                 break;
             }
-            if self.state.step.is_multiple_of(self.training.config.save_steps) {
-                self.save(observer)?;
-            }
         }
+        Ok(step)
+    }
+
+    /// Takes a step whose parts have all been through the model; evaluates and saves where that is due.
+    pub(super) fn take(&mut self, step: Step, observer: &mut dyn Observer) -> Result<()> {
+        self.update(step, observer)?;
+        if self.evaluation_is_due() {
+            self.evaluate(observer)?;
+        }
+        if self.ended().is_none() && self.state.step.is_multiple_of(self.training.config.save_steps) {
+            self.save(observer)?;
+        }
+        Ok(())
+    }
+
+    /// The end of a run that has no further step.
+    pub(super) fn finish(self, ended: Ended, observer: &mut dyn Observer) -> Result<Summary> {
         self.save(observer)?;
         let hash = self.state.subject.save(&self.output, "final", self.state.step)?;
         if self.state.best.is_none() {
@@ -145,39 +206,26 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// One optimizer step over all parts of its examples.
-    fn step(&mut self, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<()> {
-        let start = Instant::now();
-        let examples = self.next_examples()?;
-        let mut nll = 0.0;
-        let mut gradient = None;
-        for part in &examples.parts {
-            if let signal @ 1.. = interrupt.load(Ordering::Relaxed) {
-                self.save(observer)?;
-                return Err(Error::Interrupted { signal: i32::try_from(signal).unwrap_or(0) });
-            }
-            let (loss, sum) = self.state.subject.gradient(part, examples.label_tokens, gradient.take())?;
-            nll += loss.by_example.iter().sum::<f64>();
-            gradient = Some(sum);
-        }
-        let loss = nll / examples.label_tokens as f64;
-        let mut gradient = gradient.ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
+    /// One optimizer step.
+    fn update(&mut self, mut step: Step, observer: &mut dyn Observer) -> Result<()> {
+        let loss = step.nll / step.label_tokens as f64;
+        let mut gradient = step.gradient.take().ok_or_else(|| Error::op("train", "examples in a step", "none"))?;
         let config = self.training.config;
         let limit = if config.max_grad_norm > 0.0 { config.max_grad_norm } else { f64::INFINITY };
         let (grad_norm, factor) = self.state.subject.clip(&mut gradient, limit)?;
         // A norm is finite exactly if every element is: squares are added in f64.
         if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(self.diverged("loss and gradient", loss, &examples));
+            return Err(self.diverged("loss and gradient", loss, &step));
         }
         let learning_rate = self.schedule.at(self.state.step);
         if !self.state.subject.step(gradient, learning_rate, factor)? {
-            return Err(self.diverged("prompt after the step", loss, &examples));
+            return Err(self.diverged("prompt after the step", loss, &step));
         }
 
         self.state.step += 1;
         self.state.cursor = self.batches.cursor();
-        self.state.window.nll += nll;
-        self.state.window.label_tokens += examples.label_tokens;
+        self.state.window.nll += step.nll;
+        self.state.window.label_tokens += step.label_tokens;
         self.state.last_loss = Some(loss);
         let report = StepReport {
             step: self.state.step,
@@ -186,35 +234,13 @@ impl<'a> Run<'a> {
             loss,
             grad_norm,
             learning_rate,
-            examples: examples.indices.len(),
-            tokens: examples.tokens,
-            seconds: start.elapsed().as_secs_f64(),
+            examples: step.indices.len(),
+            tokens: step.tokens,
+            seconds: step.start.elapsed().as_secs_f64(),
         };
         self.log_step(&report)?;
         observer.step(&report);
         Ok(())
-    }
-
-    /// The batches up to the accumulation's count or the epoch's end.
-    fn next_examples(&mut self) -> Result<Examples> {
-        let mut examples = Examples { parts: Vec::new(), indices: Vec::new(), label_tokens: 0, tokens: 0 };
-        while examples.parts.len() < self.training.config.gradient_accumulation_steps {
-            let next = self.batches.next_batch();
-            let mut part = Batch::new();
-            for &index in next.indices {
-                let example = &self.training.train.examples[index];
-                part.push(&example.input_ids, &example.target_ids)
-                    .map_err(|error| error.in_file(&self.training.train.path).on_line(example.line))?;
-                examples.indices.push(index);
-            }
-            examples.label_tokens += part.label_tokens();
-            examples.tokens += part.tokens();
-            examples.parts.push(part);
-            if next.ends_epoch {
-                break;
-            }
-        }
-        Ok(examples)
     }
 
     fn log_step(&mut self, report: &StepReport) -> Result<()> {
@@ -237,11 +263,11 @@ impl<'a> Run<'a> {
         self.training.evaluate.is_some() && (step.is_multiple_of(every) || step == self.total_steps)
     }
 
-    /// Evaluates, keeps the best prompt, and says whether to go on.
-    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+    /// Evaluates, and keeps the best prompt.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let prompt = self.state.subject.prompt()?;
         let config = self.training.config;
-        let Some(evaluate) = &mut self.training.evaluate else { return Ok(true) };
+        let Some(evaluate) = &mut self.training.evaluate else { return Ok(()) };
         let metrics = evaluate(&prompt)?;
         let named: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.output.log(self.state.step, "eval", &named)?;
@@ -269,10 +295,11 @@ impl<'a> Run<'a> {
             self.state.evals_without_gain += 1;
         }
         observer.evaluated(self.state.step, &metrics, is_best);
-        Ok(config.early_stopping_patience.is_none_or(|patience| self.state.evals_without_gain < patience))
+        Ok(())
     }
 
-    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
+    /// Saves a checkpoint of the steps that were taken.
+    pub(super) fn save(&self, observer: &mut dyn Observer) -> Result<()> {
         let state = &self.state;
         let json = |value: serde_json::Result<serde_json::Value>| {
             value.map_err(|error| Error::op("checkpoint", "a state that JSON can hold", error.to_string()))
@@ -292,7 +319,7 @@ impl<'a> Run<'a> {
     }
 
     /// Keeps the last good prompt or model and says what was in the step that went wrong.
-    fn diverged(&self, what: &str, loss: f64, examples: &Examples) -> Error {
+    fn diverged(&self, what: &str, loss: f64, step: &Step) -> Error {
         let (word, path) = match self.training.config.method {
             Method::Prompt => ("prompt", self.output.prompt_path("last_good")),
             Method::Full | Method::Pretrain => ("model", self.output.model_path("last_good")),
@@ -302,7 +329,7 @@ impl<'a> Run<'a> {
             Err(error) => format!("the last good {word} could not be saved: {error}"),
         };
         let dataset = self.training.train;
-        let mut lines: Vec<u64> = examples.indices.iter().map(|&index| dataset.examples[index].line).collect();
+        let mut lines: Vec<u64> = step.indices.iter().map(|&index| dataset.examples[index].line).collect();
         lines.sort_unstable();
         let rest = lines.len().saturating_sub(NAMED_ROWS);
         let named: Vec<String> = lines.iter().take(NAMED_ROWS).map(u64::to_string).collect();

@@ -60,14 +60,7 @@ impl<'a> Subject<'a> {
         match self {
             Self::Prompt { model, values, .. } => {
                 let found = model.loss_and_grad_of_part(values, part, all_label_tokens)?;
-                let grad = match earlier {
-                    Some(Gradient::Prompt(mut sum)) => model.device().run(|| {
-                        sum.add_assign(&found.grad)?;
-                        Ok(sum)
-                    })?,
-                    _ => found.grad,
-                };
-                Ok((found.loss, Gradient::Prompt(grad)))
+                Ok((found.loss, self.sum(found.grad, earlier)?))
             }
             Self::Weights { model, .. } => {
                 let earlier = if let Some(Gradient::Weights(earlier)) = earlier { earlier } else { Vec::new() };
@@ -75,6 +68,15 @@ impl<'a> Subject<'a> {
                 Ok((found.loss, Gradient::Weights(found.grads)))
             }
         }
+    }
+
+    /// A prompt's gradient on top of `earlier`.
+    pub(super) fn sum(&self, gradient: Tensor, earlier: Option<Gradient>) -> Result<Gradient> {
+        let Some(Gradient::Prompt(mut sum)) = earlier else { return Ok(Gradient::Prompt(gradient)) };
+        self.model().device().run(|| {
+            sum.add_assign(&gradient)?;
+            Ok(Gradient::Prompt(sum))
+        })
     }
 
     /// The gradient's norm, and what is left to multiply it by so that its norm is at most `limit`.

@@ -52,8 +52,7 @@ impl Subject<'_> {
         if !is_accounted || matches!(self.model.device(), Device::Cpu(_)) {
             return Vec::new();
         }
-        let Ok(mut launches) = account::step(config, &measured.layout, dtype) else { return Vec::new() };
-        launches.extend(account::optimizer(measured.prompt_rows, config.hidden_size));
+        let Ok(launches) = account::training_step(config, &measured.layout, dtype) else { return Vec::new() };
         let of = |gpu: &account::Gpu| launches.iter().map(|launch| gpu.seconds(launch, dtype)).sum::<f64>();
         GPUS.iter().map(|gpu| (gpu.name, of(gpu), launches.len())).collect()
     }
@@ -68,7 +67,9 @@ fn measured_json(measured: &Measurement) -> Map<String, Value> {
         phases.named().into_iter().map(|(name, seconds)| (name.to_string(), json!(seconds))).collect::<Map<_, _>>()
     });
     let library = measured.library;
+    let apart = (!measured.apart.is_empty()).then_some(&measured.apart);
     let value = json!({
+        "prompts": measured.prompts,
         "num_virtual_tokens": measured.prompt_rows,
         "examples": measured.examples,
         "tokens": measured.longest,
@@ -78,6 +79,9 @@ fn measured_json(measured: &Measurement) -> Map<String, Value> {
         "seconds": measured.seconds,
         "median_seconds": measured.median_seconds(),
         "phases": phases,
+        "seconds_apart": apart,
+        "gain": measured.gain().map(|gain| gain[0]),
+        "gain_range": measured.gain().map(|gain| [gain[1], gain[2]]),
         "loss": measured.loss,
         "examples_per_second": measured.examples_per_second(),
         "tokens_per_second": measured.tokens_per_second(),
@@ -135,6 +139,13 @@ pub(super) fn one_text(subject: &Subject<'_>, measured: &Measurement) -> String 
         ),
         None => lines.push("  (a GPU is asked for a whole step at once: its parts cannot be told apart)".into()),
     }
+    if let Some([gain, least, most]) = measured.gain() {
+        let apart = measured.apart.iter().sum::<f64>() / measured.apart.len() as f64;
+        let apart = time(apart);
+        lines.push(format!(
+            "apart      {apart}  a step of each prompt: {gain:.3} times as long ({least:.3} to {most:.3})"
+        ));
+    }
     lines.push(format!("loss       {:.6}", measured.loss));
     let gflop = measured.flops / 1e9;
     let digits = if gflop < 10.0 { 3 } else { 1 };
@@ -163,10 +174,11 @@ pub(super) fn one_text(subject: &Subject<'_>, measured: &Measurement) -> String 
 }
 
 fn sizes(measured: &Measurement) -> String {
+    let prompts = if measured.prompts > 1 { format!("{} prompts of ", measured.prompts) } else { String::new() };
     format!(
-        "P = {}, B = {}, T = {}: {} tokens, {} rows, {} label tokens",
+        "{prompts}P = {}, B = {}, T = {}: {} tokens, {} rows, {} label tokens",
         measured.prompt_rows,
-        measured.examples,
+        measured.examples / measured.prompts.max(1),
         measured.longest,
         measured.tokens,
         measured.stream_rows,
@@ -210,7 +222,7 @@ pub(super) fn sweep_text(subject: &Subject<'_>, swept: Swept, points: &[Point], 
     if let Some(point) = points.first() {
         let fixed = [
             (Swept::NumVirtualTokens, "P", point.measured.prompt_rows),
-            (Swept::Examples, "B", point.measured.examples),
+            (Swept::Examples, "B", point.measured.examples / point.measured.prompts.max(1)),
             (Swept::Tokens, "T", point.measured.longest),
         ];
         let fixed = fixed.iter().filter(|entry| entry.0 != swept).map(|(_, name, size)| format!("{name} = {size}"));

@@ -135,7 +135,7 @@ impl<'a> Scorer<'a> {
             None => prompts,
         };
         let longest = prompts.iter().map(Tensor::rows).max().unwrap_or(0);
-        self.terminal.note(&format!("scoring {} on {}", prompts.len(), place.name()));
+        self.terminal.note(&format!("scoring on {}", place.name()));
         let mut dataset = self.rows(place, longest)?;
         if let Some(few) = few {
             few.continue_with(&mut dataset);

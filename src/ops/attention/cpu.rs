@@ -12,9 +12,10 @@ use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use faer::MatMut;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Groups of segments that a backward pass works on side by side; each has sums of its own for the context keys.
+/// Groups of one prompt's segments that a backward pass works on side by side; each has sums of its own for the context keys.
 const GROUPS: usize = 32;
 
 /// Heads of up to this many elements are worked on in f64: see [`crate::ops::wide`].
@@ -208,11 +209,10 @@ pub(super) fn backward<E: Element>(
     let bias = saved.bias.as_ref().map(Bias::<E>::new);
     let table = saved.bias.as_ref().map(|bias| bias.table.tensor());
     let key_width = heads.keys * heads.dim;
-    let mut tasks = split::<E>(saved, heads, segments, d_output.rows(), dq, dk, dv);
-    let per_group = tasks.len().div_ceil(GROUPS).max(1);
+    let mut groups = grouped(split::<E>(saved, heads, segments, d_output.rows(), dq, dk, dv));
     let wants_bias = d_bias.is_some();
-    let sums: Vec<GroupSums> = tasks
-        .par_chunks_mut(per_group)
+    let sums: Vec<GroupSums> = groups
+        .par_iter_mut()
         .map(|group| {
             let d_table = table.filter(|_| wants_bias).map(|table| {
                 Tensor::zeros(table.device(), table.rows(), table.cols(), E::DTYPE, crate::device::Kind::Workspace)
@@ -224,7 +224,7 @@ pub(super) fn backward<E: Element>(
             sums
         })
         .collect();
-    drop(tasks);
+    drop(groups);
     for GroupSums { context, bias } in sums {
         if let (Some(d_bias), Some(group)) = (d_bias.as_deref_mut(), bias) {
             add_assign(d_bias.make_mut::<E>(), group.as_slice());
@@ -272,6 +272,26 @@ fn split<'a, E: Element>(
         }
     }
     tasks
+}
+
+/// The groups of the tasks. Those of a prompt depend on its own segments alone, so that the bits of its gradient do not
+/// depend on what else is in the stream.
+fn grouped<E>(tasks: Vec<Task<'_, E>>) -> Vec<Vec<Task<'_, E>>> {
+    let mut of_prompts: BTreeMap<usize, Vec<Task<'_, E>>> = BTreeMap::new();
+    for task in tasks {
+        let Segment { context, own, .. } = task.segment;
+        let first_key = context.first().map_or(own.start, |span| span.start);
+        of_prompts.entry(first_key).or_default().push(task);
+    }
+    let mut groups = Vec::new();
+    for tasks in of_prompts.into_values() {
+        let size = tasks.len().div_ceil(GROUPS);
+        let mut tasks = tasks.into_iter().peekable();
+        while tasks.peek().is_some() {
+            groups.push(tasks.by_ref().take(size).collect());
+        }
+    }
+    groups
 }
 
 /// Zeroed sums over the context keys with gradient that a group's segments see.
