@@ -138,11 +138,11 @@ impl Row<'_> {
 }
 
 /// That `target` tokens fit behind the prompt and the example's input, and have something before them.
-fn check_room(model: &Model, prompt: &Tensor, example: &Example, target: usize) -> Result<()> {
+fn check_room(model: &Model, prompt_rows: usize, example: &Example, target: usize) -> Result<()> {
     let input = example.input_ids.len();
     let in_front = match model.config().is_encoder_decoder() {
-        true => model.prompt_place().on.split(prompt.rows())?.0,
-        false => prompt.rows(),
+        true => model.prompt_place().on.split(prompt_rows)?.0,
+        false => prompt_rows,
     };
     if in_front + input == 0 {
         return Err(
@@ -150,7 +150,7 @@ fn check_room(model: &Model, prompt: &Tensor, example: &Example, target: usize) 
         );
     }
     // The last token is no row of the stream: nothing follows it.
-    let (needed, limit) = (prompt.rows() + input + target.saturating_sub(1), model.config().max_position_embeddings);
+    let (needed, limit) = (prompt_rows + input + target.saturating_sub(1), model.config().max_position_embeddings);
     if needed > limit {
         let expected = format!("at most {limit} positions for prompt, input and label, as the model has");
         return Err(Error::input(Place::default(), expected, needed.to_string()).on_line(example.line).hint(
@@ -245,20 +245,12 @@ pub fn rank_all(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Evaluation>> {
     let in_file = |error: Error| error.in_file(&dataset.path);
-    let longest = prompts
-        .iter()
-        .max_by_key(|prompt| prompt.rows())
-        .ok_or_else(|| Error::op("rank_all", "at least one prompt", "none"))?;
-    let shortest = prompts.iter().min_by_key(|prompt| prompt.rows()).unwrap_or(longest);
-    let rows = dataset.examples.iter().map(|example| {
-        let row = labels.row(example)?;
-        check_room(model, longest, example, row.longest())?;
-        check_room(model, shortest, example, row.longest())?;
-        Ok(row)
-    });
-    let rows = rows.collect::<Result<Vec<_>>>().map_err(in_file)?;
-    let together = stacked(model, prompts)?;
+    if prompts.is_empty() {
+        return Err(Error::op("rank_all", "at least one prompt", "none"));
+    }
     let prompt_rows: Vec<usize> = prompts.iter().map(Tensor::rows).collect();
+    let rows = checked_rows(model, &prompt_rows, dataset, labels)?;
+    let together = stacked(model, prompts)?;
     let mut ranked: Vec<Ranked> = prompts.iter().map(|_| Ranked::default()).collect();
     // An encoder's prompt rows see the row behind them: each has its own.
     let copied = if model.config().is_encoder_decoder() { together.rows() } else { 0 };
@@ -275,6 +267,32 @@ pub fn rank_all(
         progress(done, rows.len());
     }
     ranked.into_iter().map(|ranked| ranked.evaluation(labels.texts.len())).collect()
+}
+
+/// Checks that every row of `dataset` can be ranked behind prompts of these numbers of rows, without the work.
+///
+/// # Errors
+/// Those of [`rank_all`] that rows are to blame for.
+pub fn check_rows(model: &Model, prompt_rows: &[usize], dataset: &Dataset, labels: &Labels) -> Result<()> {
+    checked_rows(model, prompt_rows, dataset, labels).map(drop)
+}
+
+fn checked_rows<'a>(
+    model: &Model,
+    prompt_rows: &[usize],
+    dataset: &'a Dataset,
+    labels: &'a Labels,
+) -> Result<Vec<Row<'a>>> {
+    // What suits the shortest and the longest suits all between.
+    let extremes = [prompt_rows.iter().min(), prompt_rows.iter().max()];
+    let rows = dataset.examples.iter().map(|example| {
+        let row = labels.row(example)?;
+        for &prompt_rows in extremes.into_iter().flatten() {
+            check_room(model, prompt_rows, example, row.longest())?;
+        }
+        Ok(row)
+    });
+    rows.collect::<Result<Vec<_>>>().map_err(|error| error.in_file(&dataset.path))
 }
 
 /// The prompts one below the other.
@@ -419,7 +437,7 @@ pub fn mean_loss(
 ) -> Result<f64> {
     let in_file = |error: Error| error.in_file(&dataset.path);
     for example in &dataset.examples {
-        check_room(model, prompt, example, example.target_ids.len()).map_err(in_file)?;
+        check_room(model, prompt.rows(), example, example.target_ids.len()).map_err(in_file)?;
     }
     let (mut nll, mut label_tokens, mut done) = (0.0, 0, 0);
     for examples in dataset.examples.chunks(batch_size.max(1)) {

@@ -83,15 +83,12 @@ fn lengths_and_inits_are_compared_over_seeds() {
     let names = ["uniform", "sample_vocab", "class_labels", "text"];
     assert_eq!(shape(&init), rows(&names.map(|name| (name, &[2][..]))));
     assert_eq!(shape(&found(&bench, "init", "some", &["--inits", "uniform"])), rows(&[("uniform", &[2])]));
-    // A member that cannot be trained is told, and the others go on: two labels, one row.
-    let output =
-        experiment(&bench, "init", "failing", &["--inits", "uniform,class_labels", "--num-virtual-tokens", "1"]);
+    // What cannot begin is refused with all of it.
+    let output = experiment(&bench, "init", "twice", &["--inits", "uniform", "--num-virtual-tokens", "1"]);
     refused("a key twice", &output, 2, &["--num-virtual-tokens"]);
-    let labels = "[\"odd\", \"even\", \"a\", \"b\"]";
-    let failing = found(&bench, "init", "failing", &["--inits", "uniform,class_labels", "--labels", labels]);
-    assert_eq!(shape(&failing), rows(&[("uniform", &[2]), ("class_labels", &[0])]));
-    assert_eq!(failing["failures"].as_array().unwrap().len(), 2);
-    assert!(failing["failures"][0]["error"].as_str().unwrap().contains("num_virtual_tokens"));
+    let labels = ["--inits", "uniform,class_labels", "--labels", "[\"odd\", \"even\", \"a\", \"b\"]"];
+    refused("more labels than rows", &experiment(&bench, "init", "labels", &labels), 3, &["num_virtual_tokens"]);
+    assert!(!bench.path("labels").exists());
 }
 
 #[test]
@@ -106,6 +103,27 @@ fn models_and_methods_are_compared() {
     assert_eq!(shape(&sizes), rows(&[("1 model", &[2]), ("2 second", &[2])]));
     assert!(sizes["rows"][0]["x"].as_f64().unwrap() > 1000.0);
     assert_eq!(sizes["rows"][0]["measured"], sizes["rows"][1]["measured"]);
+
+    // A run that diverges is told, and the others go on; its model has numbers that are none.
+    let mut weights = fs::read(bench.path("second/model.safetensors")).unwrap();
+    let end = weights.len();
+    weights[end - 64..].fill(0xff);
+    bench.write("second/model.safetensors", weights);
+    let failing = found(&bench, "model-size", "failing", &["--model", &one, "--model", &two]);
+    assert_eq!(shape(&failing), rows(&[("1 model", &[2]), ("2 second", &[0])]));
+    assert_eq!(failing["failures"].as_array().unwrap().len(), 2);
+    assert!(failing["failures"][0]["run"].as_str().unwrap().ends_with("2-second/seed-0"));
+    bench.write("third/tokenizer.json", letters().1);
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(bench.path("second").join(file), bench.path("third").join(file)).unwrap();
+    }
+    let third = bench.at("third");
+    refused(
+        "all diverge",
+        &experiment(&bench, "model-size", "all", &["--model", &two, "--model", &third]),
+        5,
+        &["finite"],
+    );
 
     let other = bench.at("other.jsonl");
     let more = ["--few-shot", "2,4", "--test-file", &other, "--full-max-steps", "1", "--few-shot-joiner", ". "];
@@ -176,6 +194,12 @@ fn what_an_experiment_cannot_do_is_refused_by_name() {
     refuse("no domains", "transfer", 2, &["--test-file"], &[]);
     refuse("weights", "steps", 3, &["method"], &["--method", "full"]);
     refuse("going on", "steps", 3, &["resume"], &["--resume", "true"]);
+    // What is wrong with rows that are looked at last is told first.
+    refuse("no such rows", "length", 4, &["gone.jsonl"], &["--lengths", "2", "--test-file", "a=gone.jsonl"]);
+    bench.write("third.jsonl", "{\"text\": \"one\", \"label\": \"third\"}\n");
+    let third = bench.at("third.jsonl");
+    refuse("a label of no training row", "steps", 4, &["third.jsonl:1", "even, odd"], &["--test-file", &third]);
+    refuse("too many examples", "methods", 3, &["few_shot", "1 to 6"], &["--few-shot", "7"]);
     let test = bench.at("test.jsonl");
     refuse("a name twice", "length", 2, &["--test-file"], &["--test-file", &test, "--test-file", &test]);
     refuse("no experiment", "dance", 2, &["dance", "length"], &[]);

@@ -30,12 +30,13 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     let args = Args::read(matches)?;
     refuse_what_is_there(&args.base.output_dir)?;
     let plan = plan(&args)?;
-    let mut trained = Trained::of(&plan, terminal)?;
+    let untrained = before_training(&args, &plan, terminal)?;
+    let trained = Trained::of(&plan, &args, terminal)?;
     let output = match args.name.as_str() {
         "steps" => steps(&args, &trained)?,
         "ensemble" => together(&args, &trained, terminal)?,
         "neighbours" => nearest(&args, &trained)?,
-        _ => compared(&args, &plan, &mut trained, terminal)?,
+        _ => compared(&args, &plan, &trained, untrained, terminal)?,
     };
     write(&args, &output)?;
     let failed = trained.failures.iter().map(|failure| format!("{} failed: {}\n", failure.run, failure.error));
@@ -93,26 +94,23 @@ struct Trained {
 
 impl Trained {
     /// Trains every member. One that fails is told, and the others go on; an interruption ends all.
-    fn of(plan: &Plan, terminal: &Terminal) -> Result<Self> {
+    fn of(plan: &Plan, args: &Args, terminal: &Terminal) -> Result<Self> {
         let configs: Vec<TrainConfig> = plan.members.iter().map(|member| member.config.clone()).collect();
-        let mut all = Self { runs: Vec::new(), failures: Vec::new() };
-        for (member, outcome) in plan.members.iter().zip(members::run_members(configs, terminal)?) {
-            match outcome.result {
-                Ok(summary) => all.runs.push(Finished { group: member.group, config: outcome.config, summary }),
-                Err(error @ Error::Interrupted { .. }) => return Err(error),
-                Err(error) => {
-                    let run = outcome.config.output_dir.display().to_string();
-                    all.failures.push(Failure { run, error: error.to_string() });
-                }
+        let results = members::run_all(&configs, &args.base.output_dir, args.group_size, terminal)?;
+        let (mut runs, mut failed) = (Vec::new(), Vec::new());
+        for ((member, config), result) in plan.members.iter().zip(configs).zip(results) {
+            match result {
+                Some(Ok(summary)) => runs.push(Finished { group: member.group, config, summary }),
+                Some(Err(error)) if matches!(error, Error::Interrupted { .. }) => return Err(error),
+                Some(Err(error)) => failed.push((config.output_dir.display().to_string(), error)),
+                None => {}
             }
         }
-        match all.failures.first() {
-            Some(first) if all.runs.is_empty() => {
-                Err(Error::input(Place::file(&first.run), "at least one run that ends well", first.error.clone())
-                    .hint("no run of the experiment did"))
-            }
-            _ => Ok(all),
+        if runs.is_empty() && !failed.is_empty() {
+            return Err(failed.swap_remove(0).1);
         }
+        let failures = failed.into_iter().map(|(run, error)| Failure { run, error: error.to_string() }).collect();
+        Ok(Self { runs, failures })
     }
 
     fn of_method(&self, method: Method) -> impl Iterator<Item = (usize, &Finished)> {
@@ -120,8 +118,39 @@ impl Trained {
     }
 }
 
+/// Looks at all rows that will be scored on, so that what is wrong with them is told before anything is trained, and scores
+/// what needs no training.
+fn before_training(args: &Args, plan: &Plan, terminal: &Terminal) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for path in models_of(plan.members.iter().map(|member| &member.config)) {
+        let config = TrainConfig { model: path.clone(), ..args.base.clone() };
+        let model = open_model(&config)?;
+        let of_model = plan.members.iter().map(|member| &member.config).filter(|config| config.model == path);
+        let prompt_rows: Vec<usize> = of_model.map(TrainConfig::prompt_rows).collect();
+        let mut scorer = Scorer::new(&config, &model, terminal);
+        for place in &args.places() {
+            scorer.check(place, &prompt_rows)?;
+        }
+        if args.name == "methods" {
+            rows.extend(without_training(args, &config, &model, terminal)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// The models of `configs`, each once, in their order.
+fn models_of<'a>(configs: impl Iterator<Item = &'a TrainConfig>) -> Vec<PathBuf> {
+    let mut models: Vec<PathBuf> = Vec::new();
+    for config in configs {
+        if !models.contains(&config.model) {
+            models.push(config.model.clone());
+        }
+    }
+    models
+}
+
 /// Groups side by side, by the best checkpoints: on the held-out rows that chose them, and on every test file.
-fn compared(args: &Args, plan: &Plan, trained: &mut Trained, terminal: &Terminal) -> Result<Output> {
+fn compared(args: &Args, plan: &Plan, trained: &Trained, untrained: Vec<Row>, terminal: &Terminal) -> Result<Output> {
     let places = args.places();
     let mut columns: Vec<String> = Vec::new();
     if args.has_held_out() {
@@ -134,28 +163,15 @@ fn compared(args: &Args, plan: &Plan, trained: &mut Trained, terminal: &Terminal
         .iter()
         .map(|run| if args.has_held_out() { vec![run.summary.best.as_ref().map(|best| best.value)] } else { vec![] })
         .collect();
-    let mut rows: Vec<Row> = Vec::new();
-
-    let mut models: Vec<PathBuf> = Vec::new();
-    for (_, run) in trained.of_method(Method::Prompt) {
-        if !models.contains(&run.config.model) {
-            models.push(run.config.model.clone());
-        }
-    }
-    if models.is_empty() {
-        models.push(args.base.model.clone());
-    }
-    for path in models {
-        let config = TrainConfig { model: path.clone(), method: Method::Prompt, ..args.base.clone() };
-        let model = open_model(&config)?;
-        if args.name == "methods" {
-            rows.extend(without_training(args, &config, &model, terminal)?);
-        }
+    let mut rows = untrained;
+    for path in models_of(trained.of_method(Method::Prompt).map(|(_, run)| &run.config)) {
         let of_model: Vec<(usize, &Finished)> =
             trained.of_method(Method::Prompt).filter(|(_, run)| run.config.model == path).collect();
         if of_model.is_empty() || args.tests.is_empty() {
             continue;
         }
+        let config = TrainConfig { model: path.clone(), ..args.base.clone() };
+        let model = open_model(&config)?;
         let prompts = of_model.iter().map(|(_, run)| prompt_of(&model, &run.summary)).collect::<Result<Vec<_>>>()?;
         let mut scorer = Scorer::new(&config, &model, terminal);
         for place in places.iter().filter(|place| matches!(place, Scored::File(..))) {

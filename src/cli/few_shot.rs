@@ -47,7 +47,8 @@ pub(super) fn few_shot(
     let dataset = Dataset::load(path, options, encoder(model))?;
     let tokenizer = model.tokenizer();
     let bos = tokenizer.filter(|tokenizer| tokenizer.adds_bos()).and_then(|tokenizer| tokenizer.bos_id());
-    let eos = tokenizer.filter(|_| options.append_eos).and_then(|tokenizer| tokenizer.eos_id());
+    let has_ends = options.append_eos || model.config().is_encoder_decoder();
+    let eos = tokenizer.filter(|_| has_ends).and_then(|tokenizer| tokenizer.eos_id());
     FewShot::choose(&dataset, &FewShotOptions { examples, seed, joiner, bos, eos })
 }
 

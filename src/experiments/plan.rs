@@ -143,6 +143,8 @@ fn as_full(config: &mut TrainConfig, defaults: &TrainConfig, full: Full) {
     config.prompt_init_file = None;
     config.init_top_k = defaults.init_top_k;
     config.init_range = defaults.init_range;
+    config.prompt_on = defaults.prompt_on;
+    config.prompt_mask = defaults.prompt_mask;
     config.optim = defaults.optim;
     config.weight_decay = defaults.weight_decay;
     config.learning_rate = full.learning_rate.unwrap_or(defaults.learning_rate);

@@ -5,6 +5,7 @@
 
 use crate::data::{Dataset, EpochOrder, Example};
 use crate::error::{Error, Place, Result};
+use crate::layout::PromptPlace;
 use crate::models::Model;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ pub struct FewShotOptions<'a> {
     pub joiner: &'a [u32],
     /// The id that begins every input, which is to stand once in front of all.
     pub bos: Option<u32>,
-    /// The id that ends every target, which is left out: the text goes on.
+    /// The id that ends targets, and an encoder's inputs, which is left out: the text goes on.
     pub eos: Option<u32>,
 }
 
@@ -69,12 +70,13 @@ impl FewShot {
         let begins = shown.clone().any(|example| begins_with(example, options.bos));
         few.ids.extend(options.bos.filter(|_| begins));
         for example in shown {
-            let input = &example.input_ids[usize::from(begins_with(example, options.bos))..];
-            let target = example.target_ids.as_slice();
-            let target = match options.eos {
-                Some(eos) if target.len() > 1 => target.strip_suffix(&[eos]).unwrap_or(target),
-                _ => target,
+            let without_end = |ids: &'_ [u32]| match options.eos {
+                Some(eos) if ids.last() == Some(&eos) => ids.len() - 1,
+                _ => ids.len(),
             };
+            let input = &example.input_ids[usize::from(begins_with(example, options.bos))..];
+            let (input, target) = (&input[..without_end(input)], &example.target_ids);
+            let target = &target[..without_end(target)];
             few.ids.extend(input.iter().chain(target).chain(options.joiner));
             few.lines.push(example.line);
         }
@@ -84,8 +86,14 @@ impl FewShot {
     /// What stands in front of every row: the rows of `prompt` `[P, d]`, then the examples' embeddings.
     ///
     /// # Errors
-    /// [`Error::Config`] if that leaves no position of the model; [`Error::Op`] for ids that it does not have.
+    /// [`Error::Config`] if that leaves no position of the model, or where an encoder–decoder's prompt does not stand where its
+    /// inputs do; [`Error::Op`] for ids that the model does not have.
     pub fn in_front(&self, model: &Model, prompt: &Tensor) -> Result<Tensor> {
+        if model.prompt_place() != PromptPlace::default() {
+            let expected = "prompt_on = encoder and prompt_mask = full beside it";
+            return Err(Error::config(Place::item("few_shot"), expected, "another")
+                .hint("examples stand in front of the input, and are read with it"));
+        }
         let (rows, limit) = (prompt.rows() + self.ids.len(), model.config().max_position_embeddings);
         if rows >= limit {
             let expected = format!("fewer than {limit} tokens of prompt and examples, the model's positions");

@@ -17,7 +17,7 @@ pub(in crate::cli) fn command(command: clap::Command) -> clap::Command {
         Arg::new(name).long(name).value_name(value).help(help).help_heading("Experiment")
     };
     let list = |name, value, default: &'static str, help| own(name, value, help).default_value(default);
-    train::command(command)
+    train::with_keys(command)
         .about("Train and compare as the paper does: length, init, model-size, methods, steps, transfer, ensemble, neighbours")
         .mut_arg("model", |arg| arg.help("The model; of model-size several, each with a flag of its own"))
         .arg(Arg::new("experiment").value_name("NAME").required(true).value_parser(NAMES).help(
@@ -27,6 +27,10 @@ pub(in crate::cli) fn command(command: clap::Command) -> clap::Command {
         ))
         .arg(list("seeds", "N", "3", "Runs of each kind, with the seeds --seed, --seed + 1, …")
             .value_parser(clap::value_parser!(u64).range(1..=1000)))
+        .arg(
+            own("group-size", "N", "The most prompts trained in one pass; without it all, or as many as fit into --memory-limit")
+                .value_parser(clap::value_parser!(u32).range(1..)),
+        )
         .arg(own("test-file", "[NAME=]FILE", "Rows to score the best checkpoints on; repeat it. They choose nothing")
             .action(ArgAction::Append))
         .arg(list("lengths", "LIST", "1,5,20,100,150", "Of length: the rows"))
@@ -46,6 +50,8 @@ pub(super) struct Args {
     pub(super) name: String,
     pub(super) base: TrainConfig,
     pub(super) seeds: u64,
+    /// The most prompts in a pass.
+    pub(super) group_size: Option<usize>,
     /// Names and files to score on.
     pub(super) tests: Vec<(String, PathBuf)>,
     pub(super) lengths: Vec<usize>,
@@ -75,6 +81,7 @@ impl Args {
         let init_text = text("init-text");
         let args = Self {
             seeds: matches.get_one::<u64>("seeds").copied().unwrap_or(1),
+            group_size: matches.get_one::<u32>("group-size").map(|&size| size as usize),
             tests: tests(matches.get_many::<String>("test-file").into_iter().flatten())?,
             lengths: list(matches, "lengths")?,
             inits: inits(text("inits").as_deref(), init_text.as_deref())?,

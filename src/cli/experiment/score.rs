@@ -8,7 +8,7 @@ use crate::cli::Terminal;
 use crate::config::{Metric, TrainConfig};
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::eval::{Evaluation, Joint, Labels, Score, mean_loss, rank_all};
+use crate::eval::{Evaluation, Joint, Labels, Score, check_rows, mean_loss, rank_all};
 use crate::metrics::{Normalise, exact_match_rate};
 use crate::models::Model;
 use crate::prompt::FewShot;
@@ -70,7 +70,8 @@ impl<'a> Scorer<'a> {
     fn rows(&mut self, place: &Place, prompt_rows: usize) -> Result<Dataset> {
         let dataset = match place {
             Place::HeldOut => {
-                let config = TrainConfig { num_virtual_tokens: prompt_rows, ..self.config.clone() };
+                let num_virtual_tokens = prompt_rows.div_ceil(self.config.prompt_on.rows(1));
+                let config = TrainConfig { num_virtual_tokens, ..self.config.clone() };
                 let data = Data::load(&config, self.model, &mut self.files)?;
                 data.held_out
                     .map(|rows| (*rows).clone())
@@ -99,6 +100,15 @@ impl<'a> Scorer<'a> {
         few_shot(self.model, &self.config.train_file, &options, (examples, seed), &joiner)
     }
 
+    /// Finds out now what is wrong with the rows of `place` behind prompts of these numbers of rows.
+    pub(super) fn check(&mut self, place: &Place, prompt_rows: &[usize]) -> Result<()> {
+        let dataset = self.rows(place, prompt_rows.iter().copied().max().unwrap_or(0))?;
+        match self.config.metric_for_best_model {
+            Metric::Loss | Metric::ExactMatch => Ok(()),
+            _ => check_rows(self.model, prompt_rows, &dataset, &self.labels()?),
+        }
+    }
+
     /// The evaluation of each prompt by ranking, in one pass, and the number of labels.
     pub(super) fn evaluations(&mut self, prompts: &[Tensor], place: &Place) -> Result<(Vec<Evaluation>, usize)> {
         let rows = prompts.iter().map(Tensor::rows).max().unwrap_or(0);
@@ -125,7 +135,7 @@ impl<'a> Scorer<'a> {
             None => prompts,
         };
         let longest = prompts.iter().map(Tensor::rows).max().unwrap_or(0);
-        self.terminal.note(&format!("scoring {} on {}", prompts.len(), place.name()));
+        self.terminal.note(&format!("scoring on {}", place.name()));
         let mut dataset = self.rows(place, longest)?;
         if let Some(few) = few {
             few.continue_with(&mut dataset);
