@@ -47,7 +47,7 @@ fn found(bench: &Bench, name: &str, out: &str, more: &[&str]) -> Value {
     let saved: Value = serde_json::from_slice(&fs::read(bench.path(&format!("{out}/results.json"))).unwrap()).unwrap();
     assert_eq!(json, saved, "{name}");
     assert_eq!(json["experiment"], name);
-    assert!(fs::read_to_string(bench.path(&format!("{out}/table.md"))).unwrap().starts_with("| "));
+    assert!(fs::read_to_string(bench.path(&format!("{out}/table.md"))).unwrap().contains("\n\n| "));
     assert!(fs::read_to_string(bench.path(&format!("{out}/plot.svg"))).unwrap().starts_with("<svg"));
     json
 }

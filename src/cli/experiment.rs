@@ -41,7 +41,8 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     write(&args, &output)?;
     let failed = trained.failures.iter().map(|failure| format!("{} failed: {}\n", failure.run, failure.error));
     let text = format!(
-        "{}\n{}results.json, table.md, plot.svg and all runs in {}",
+        "{}\n\n{}\n{}results.json, table.md, plot.svg and all runs in {}",
+        output.caption,
         output.table.text(),
         failed.collect::<String>(),
         args.base.output_dir.display()
@@ -301,7 +302,8 @@ fn write(args: &Args, output: &Output) -> Result<()> {
     let dir = &args.base.output_dir;
     let json = serde_json::to_string_pretty(&output.json)
         .map_err(|error| Error::op("experiment", "results that JSON can hold", error.to_string()))?;
-    atomic_write(dir.join("table.md"), output.table.markdown().as_bytes())?;
+    let markdown = format!("{}\n\n{}", output.caption, output.table.markdown());
+    atomic_write(dir.join("table.md"), markdown.as_bytes())?;
     atomic_write(dir.join("plot.svg"), output.svg.as_bytes())?;
     // Last: where it is, the others are.
     atomic_write(dir.join("results.json"), (json + "\n").as_bytes())
