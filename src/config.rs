@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{ExampleOptions, OnLong, Template};
+use crate::data::{ExampleOptions, OnLong, PrefixCut, SpanCorruption, Template};
 use crate::error::Place;
 use crate::layout::{PromptMask, PromptOn};
 use crate::models::ModelConfig;
@@ -45,6 +45,11 @@ pub struct TrainConfig {
     pub max_length: usize,
     pub max_target_length: Option<usize>,
     pub on_long: OnLong,
+    pub objective: Objective,
+    pub noise_density: f64,
+    pub mean_noise_span_length: f64,
+    pub prefix_cut: PrefixCut,
+    pub corruptions: usize,
     pub labels: Vec<String>,
     pub num_virtual_tokens: usize,
     pub prompt_on: PromptOn,
@@ -95,8 +100,31 @@ pub enum Method {
     Prompt,
     /// Every weight, on the same rows as a prompt would be.
     Full,
-    /// Every weight, to predict each next token of texts.
+    /// Every weight, on texts.
     Pretrain,
+}
+
+/// What texts teach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Each next token, of a causal model.
+    NextToken,
+    /// The spans that were cut out, of an encoder–decoder.
+    SpanCorruption,
+    /// How a text goes on, of an encoder–decoder.
+    PrefixLm,
+}
+
+impl Objective {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NextToken => "next_token",
+            Self::SpanCorruption => "span_corruption",
+            Self::PrefixLm => "prefix_lm",
+        }
+    }
 }
 
 /// What is computed again in the backward pass.
@@ -260,6 +288,15 @@ impl Resolved {
         self.settings.source(key)
     }
 
+    /// Whether somebody chose the value of `key`. The file that a run saves has every key: there the default is no choice.
+    pub fn is_chosen(&self, key: &str) -> bool {
+        match self.source(key) {
+            Source::Default => false,
+            Source::File(..) => !self.is_default(key),
+            Source::Environment | Source::Flag | Source::Sweep => true,
+        }
+    }
+
     /// Whether the value of `key` is the one it has where no layer gives one.
     pub fn is_default(&self, key: &str) -> bool {
         let value = self.settings.value(key);
@@ -336,6 +373,11 @@ impl TrainConfig {
     /// weights are trained.
     pub fn prompt_rows(&self) -> usize {
         if self.method == Method::Prompt { self.prompt_on.rows(self.num_virtual_tokens) } else { 0 }
+    }
+
+    /// How spans are cut out, for the objective of that name.
+    pub fn span_corruption(&self) -> SpanCorruption {
+        SpanCorruption { noise_density: self.noise_density, mean_noise_span_length: self.mean_noise_span_length }
     }
 
     /// The keys whose values differ between two configurations, in the order of [`KEYS`]: what a resumed run would

@@ -21,6 +21,7 @@ mod prepare;
 mod profile;
 mod report;
 mod sweep;
+mod texts;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};

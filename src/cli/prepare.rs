@@ -4,8 +4,9 @@
 use super::Terminal;
 use super::eval::{Limits, generated};
 use super::options::{encoder, left_out, longest};
+use super::texts::Texts;
 use crate::config::{Method, Metric, Precision, PromptInit, RecomputePolicy, TrainConfig, Weights};
-use crate::data::{Dataset, Example, ExampleOptions, PackOptions, TextEncoder};
+use crate::data::{Dataset, Example, ExampleOptions, TextEncoder};
 use crate::device::{Device, shown_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
@@ -47,27 +48,29 @@ pub(super) struct Files(Vec<File>);
 
 struct File {
     path: PathBuf,
-    is_packed: bool,
+    texts: Option<Texts>,
     options: ExampleOptions,
     rows: Arc<Dataset>,
 }
 
 impl Files {
-    fn load(&mut self, path: &Path, method: Method, options: &ExampleOptions, model: &Model) -> Result<Arc<Dataset>> {
-        let is_packed = method == Method::Pretrain;
-        let is_same = |file: &&File| file.path == path && file.is_packed == is_packed && file.options == *options;
+    fn load(
+        &mut self,
+        path: &Path,
+        texts: Option<Texts>,
+        options: &ExampleOptions,
+        model: &Model,
+    ) -> Result<Arc<Dataset>> {
+        let is_same = |file: &&File| file.path == path && file.texts == texts && file.options == *options;
         if let Some(file) = self.0.iter().find(is_same) {
             return Ok(Arc::clone(&file.rows));
         }
-        let rows = Arc::new(if is_packed {
-            let (template, max_length) = (options.template.clone(), options.max_length);
-            let pack = PackOptions { template, max_length, vocab_size: options.vocab_size };
-            model.device().run(|| Dataset::pack(path, &pack, model.require_tokenizer()?))?
-        } else {
-            Dataset::load(path, options, encoder(model))?
+        let rows = Arc::new(match &texts {
+            Some(texts) => model.device().run(|| texts.load(path, options, model.require_tokenizer()?))?,
+            None => Dataset::load(path, options, encoder(model))?,
         });
         let (path, options) = (path.to_path_buf(), options.clone());
-        self.0.push(File { path, is_packed, options, rows: Arc::clone(&rows) });
+        self.0.push(File { path, texts, options, rows: Arc::clone(&rows) });
         Ok(rows)
     }
 }
@@ -92,10 +95,10 @@ impl Data {
         }
         let mut options = config.example_options(model.config())?;
         options.max_length = longest(model, prompt_rows, Some(config.max_length));
-        let mut load = |path: &Path| files.load(path, config.method, &options, model);
-        let all = load(&config.train_file)?;
+        let texts = Texts::of(config, model)?;
+        let all = files.load(&config.train_file, texts, &options, model)?;
         let (train, held_out) = match &config.eval_file {
-            Some(path) => (all, Some(load(path)?)),
+            Some(path) => (all, Some(files.load(path, texts.map(Texts::held_out), &options, model)?)),
             None if config.eval_fraction > 0.0 => {
                 let all = Arc::unwrap_or_clone(all);
                 let (train, held_out) = all.split(config.eval_fraction, config.seed)?;

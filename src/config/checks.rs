@@ -1,6 +1,6 @@
 //! Keys that contradict each other.
 
-use super::{Method, Metric, Optim, PromptInit, RecomputePolicy, Resolved, Source};
+use super::{Method, Metric, Objective, Optim, PromptInit, RecomputePolicy, Resolved};
 use crate::device::{Device, parse_bytes};
 use crate::{Error, Result};
 
@@ -8,6 +8,7 @@ use crate::{Error, Result};
 pub(super) fn check(resolved: &Resolved) -> Result<()> {
     check_device(resolved)?;
     check_method(resolved)?;
+    check_objective(resolved)?;
     check_memory(resolved)?;
     check_init(resolved)?;
     check_evaluation(resolved)?;
@@ -45,13 +46,7 @@ fn check_method(resolved: &Resolved) -> Result<()> {
         "init_top_k",
         "init_range",
     ];
-    let is_said = |key: &&str| match resolved.source(key) {
-        Source::Default => false,
-        // The file that a run saves has every key: one that says the default says nothing.
-        Source::File(..) => !resolved.is_default(key),
-        Source::Environment | Source::Flag | Source::Sweep => true,
-    };
-    if let Some(key) = of_prompts.into_iter().find(is_said) {
+    if let Some(key) = of_prompts.into_iter().find(|key| resolved.is_chosen(key)) {
         return Err(Error::config(resolved.place(key), format!("method = prompt beside {key}"), method)
             .hint(format!("{method} has no prompt: remove {key}")));
     }
@@ -61,6 +56,36 @@ fn check_method(resolved: &Resolved) -> Result<()> {
     if config.method == Method::Pretrain && config.metric_for_best_model != Metric::Loss {
         return Err(Error::config(resolved.place("metric_for_best_model"), "loss for method = pretrain", "another")
             .hint("texts have no labels"));
+    }
+    Ok(())
+}
+
+/// Keys of pretraining beside another method or objective.
+fn check_objective(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    if config.method != Method::Pretrain && resolved.is_chosen("objective") {
+        return Err(Error::config(resolved.place("objective"), "method = pretrain beside objective", "another")
+            .hint("prompt and full learn each row's target: remove objective"));
+    }
+    let (spans, prefixes) = (&[Objective::SpanCorruption][..], &[Objective::PrefixLm][..]);
+    let both = &[Objective::SpanCorruption, Objective::PrefixLm][..];
+    for (key, objectives) in
+        [("noise_density", spans), ("mean_noise_span_length", spans), ("prefix_cut", prefixes), ("corruptions", both)]
+    {
+        if resolved.is_chosen(key) && !objectives.contains(&config.objective) {
+            let names: Vec<&str> = objectives.iter().map(|objective| objective.name()).collect();
+            let expected = format!("objective = {} beside {key}", names.join(" or "));
+            return Err(Error::config(resolved.place(key), expected, config.objective.name())
+                .hint(format!("remove {key}, or set objective")));
+        }
+    }
+    if config.corruptions > 1 && config.eval_fraction > 0.0 {
+        return Err(Error::config(
+            resolved.place("corruptions"),
+            "1 beside eval_fraction",
+            config.corruptions.to_string(),
+        )
+        .hint("other corruptions of a held-out text would be trained on: give held-out texts as eval_file"));
     }
     Ok(())
 }

@@ -96,6 +96,50 @@ fn the_saved_file_reads_back_as_the_same_run() {
 }
 
 #[test]
+fn a_saved_file_of_every_method_reads_back() {
+    let span =
+        [("method", "pretrain"), ("objective", "span_corruption"), ("noise_density", "0.3"), ("corruptions", "4")];
+    let prefix = [("method", "pretrain"), ("objective", "prefix_lm"), ("prefix_cut", "middle")];
+    for flags in [&[("method", "full")][..], &[("method", "pretrain")], &span, &prefix] {
+        let first = resolve("", &[], flags).unwrap().config;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("saved.toml");
+        std::fs::write(&path, first.to_toml().unwrap()).unwrap();
+        let second = TrainConfig::resolve(Some(&path), std::iter::empty(), vec![]).unwrap().config;
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn keys_of_pretraining_stand_beside_what_they_are_for() {
+    let pretrain = |objective, key, value| {
+        [("method", "pretrain"), ("objective", objective), (key, value)].map(|(k, v): (&str, &str)| (k, v))
+    };
+    for (flags, wanted) in [
+        (&[("objective", "prefix_lm")][..], "--objective: expected method = pretrain beside objective"),
+        (&[("noise_density", "0.3")], "expected objective = span_corruption beside noise_density, got next_token"),
+        (
+            &pretrain("prefix_lm", "mean_noise_span_length", "2"),
+            "objective = span_corruption beside mean_noise_span_length",
+        ),
+        (
+            &pretrain("span_corruption", "prefix_cut", "middle"),
+            "objective = prefix_lm beside prefix_cut, got span_corruption",
+        ),
+        (&pretrain("next_token", "corruptions", "2"), "objective = span_corruption or prefix_lm beside corruptions"),
+        (&pretrain("span_corruption", "noise_density", "1"), "a number > 0 and < 1"),
+        (&pretrain("span_corruption", "mean_noise_span_length", "0.5"), "a number ≥ 1"),
+        (
+            &[("method", "pretrain"), ("objective", "prefix_lm"), ("corruptions", "2"), ("eval_fraction", "0.1")],
+            "1 beside eval_fraction, got 2",
+        ),
+    ] {
+        let error = refused("", &[], flags);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
 fn the_table_and_the_struct_have_the_same_keys_in_the_same_order() {
     let flags = [
         ("template", "t"),
@@ -108,6 +152,8 @@ fn the_table_and_the_struct_have_the_same_keys_in_the_same_order() {
         ("early_stopping_patience", "1"),
         ("threads", "1"),
         ("memory_limit", "1GiB"),
+        ("append_eos", "true"),
+        ("max_target_length", "1"),
     ];
     let mut config = resolve("", &[], &flags).unwrap().config;
     (config.prompt_init_file, config.init_weights) = (Some("f".into()), Some(1));

@@ -9,4 +9,5 @@ mod peft;
 pub use few_shot::{FewShot, FewShotOptions};
 pub use file::PromptFile;
 pub use init::{Init, initial_prompt};
+pub(crate) use peft::TASK;
 pub use peft::{PeftConfig, PeftInit, PeftTask};

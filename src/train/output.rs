@@ -6,8 +6,8 @@ use crate::config::{Method, Report, Resume};
 use crate::error::{Error, Place, Result};
 use crate::metrics::{EventWriter, MetricsLog};
 use crate::models::{MODEL_FILE, Model};
-use crate::prompt::PromptFile;
 use crate::prompt::file::PROMPT_FILE;
+use crate::prompt::{PeftTask, PromptFile, TASK};
 use crate::storage::{atomic_dir, atomic_write, existing_dir, file_sha256};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -90,6 +90,8 @@ impl Output {
         if model.config().is_encoder_decoder() {
             meta.insert("prompt_on".to_string(), config.prompt_on.name().to_string());
             meta.insert("prompt_mask".to_string(), config.prompt_mask.name().to_string());
+            // For `softprompt export`, which may not see the model.
+            meta.insert(TASK.to_string(), PeftTask::Seq2SeqLm.name().to_string());
         }
         Ok(Self {
             dir,

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod gguf;
+pub mod t5;
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
