@@ -66,7 +66,7 @@ fn plan(args: &Args) -> Result<Plan> {
         "init" => plan.inits(&args.inits, args.init_text.as_deref()),
         "model-size" => {
             let sized = args.models.iter().map(|model| Ok((model.clone(), parameters(model)?)));
-            plan.models(&sized.collect::<Result<Vec<_>>>()?)
+            plan.models(&sized.collect::<Result<Vec<_>>>()?, &args.methods, args.full)?
         }
         "methods" | "transfer" => plan.methods(&args.methods, args.full)?,
         _ => plan.seeds(),
@@ -191,17 +191,11 @@ fn compared(args: &Args, plan: &Plan, trained: &Trained, untrained: Vec<Row>, te
         }
     }
 
-    for (index, Group { name, x }) in plan.groups.iter().enumerate() {
-        let of_group: Vec<&Vec<Option<f64>>> =
-            trained.runs.iter().zip(&figures).filter(|(run, _)| run.group == index).map(|(_, row)| row).collect();
-        let values = (0..columns.len())
-            .map(|column| of_group.iter().filter_map(|row| row.get(column).copied().flatten()).collect())
-            .collect();
-        rows.push(Row {
-            name: x.map_or_else(|| name.clone(), |_| name.trim_start_matches('P').to_owned()),
-            x: *x,
-            values,
-        });
+    let (series, grouped) = by_series(plan, trained, &figures, columns.len());
+    rows.extend(grouped);
+    if series.len() > 1 {
+        let of_series = |name: &String| columns.iter().map(|column| format!("{name}, {column}")).collect::<Vec<_>>();
+        columns = series.iter().flat_map(of_series).collect();
     }
     let compared = match args.name.as_str() {
         "length" => "rows of the prompt",
@@ -210,6 +204,25 @@ fn compared(args: &Args, plan: &Plan, trained: &Trained, untrained: Vec<Row>, te
         _ => "method",
     };
     Ok(results(args, compared, columns, rows, trained).output())
+}
+
+/// The series of a plan, and its rows: groups of one name and several series are one row, with the columns of each series.
+fn by_series(plan: &Plan, trained: &Trained, figures: &[Vec<Option<f64>>], columns: usize) -> (Vec<String>, Vec<Row>) {
+    let (mut series, mut rows): (Vec<String>, Vec<Row>) = (Vec::new(), Vec::new());
+    for (index, Group { name, x, series: of }) in plan.groups.iter().enumerate() {
+        if !series.contains(of) {
+            series.push(of.clone());
+        }
+        let runs: Vec<&Vec<Option<f64>>> =
+            trained.runs.iter().zip(figures).filter(|(run, _)| run.group == index).map(|(_, row)| row).collect();
+        let values =
+            (0..columns).map(|column| runs.iter().filter_map(|row| row.get(column).copied().flatten()).collect());
+        match rows.last_mut() {
+            Some(row) if row.name == *name => row.values.extend(values),
+            _ => rows.push(Row { name: name.clone(), x: *x, values: values.collect() }),
+        }
+    }
+    (series, rows)
 }
 
 fn results(args: &Args, compared: &str, columns: Vec<String>, rows: Vec<Row>, trained: &Trained) -> Results {
