@@ -310,8 +310,9 @@ fn an_encoder_decoder_is_pretrained_by_span_corruption_and_then_adapted() {
         (found["loss"].as_f64().unwrap(), found["model_sha256"].clone())
     };
     let (first, last) = (go("first", "1", &[]), go("last", "60", &["--corruptions", "2"]));
-    // Fresh weights know nothing: the loss begins at that of a uniform guess among 48 tokens.
-    assert!((first.0 - 48f64.ln()).abs() < 0.5, "{first:?}");
+    // Fresh weights know nothing, and their logits have deviation 1: the loss begins at about ½ above that of a uniform
+    // guess among 48 tokens.
+    assert!((first.0 - 0.5 - 48f64.ln()).abs() < 0.5, "{first:?}");
     assert!(last.0 < 0.8 * first.0, "{first:?} to {last:?}");
     assert_eq!(go("again", "60", &["--corruptions", "2", "--threads", "1"]), last);
     assert_ne!(go("others", "60", &["--corruptions", "3"]).1, last.1);

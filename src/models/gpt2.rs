@@ -1,12 +1,18 @@
 //! GPT-2: LayerNorm, learned positions, a fused projection to q, k and v, a plain MLP.
 
 use super::config::ModelConfig;
-use super::load::Loader;
+use super::load::{DEVIATION, Loader};
 use super::stack::{Attention, Layer, Mlp, Stack};
 use crate::error::Result;
 use crate::nn::Linear;
 use crate::weights::{Matrix, Orientation};
 use std::sync::Arc;
+
+/// How a matrix begins: those that are added to the stream are smaller the more layers there are (Radford et al. 2019 §2.3).
+pub(super) fn deviation(config: &ModelConfig, name: &str) -> f64 {
+    let is_residual = name.contains("c_proj");
+    DEVIATION / if is_residual { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 }
+}
 
 /// The decoder and the head, `[vocabulary, d]`.
 pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Stack, Arc<Matrix>)> {

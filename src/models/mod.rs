@@ -120,8 +120,14 @@ impl Model {
             let file = path.join("tokenizer.json");
             let tokenizer = file.exists().then(|| Tokenizer::from_file(&file)).transpose();
             let tokenizer = tokenizer.map_err(|error| error.or_hint(broken_tokenizer))?;
-            let loader = Loader::new(Origin::Fresh { seed }, device, options);
-            return device.run(|| Self::load(name, path, save::Kind::HuggingFace, config, tokenizer, loader, options));
+            let deviation = |name: &str, shape: &[usize]| match config.family {
+                Family::T5 | Family::Mt5 => t5::deviation(&config, name, shape),
+                Family::Gpt2 => gpt2::deviation(&config, name),
+                _ => load::DEVIATION,
+            };
+            let loader = Loader::new(Origin::Fresh { seed, deviation: &deviation }, device, options);
+            let (kind, config) = (save::Kind::HuggingFace, config.clone());
+            return device.run(|| Self::load(name, path, kind, config, tokenizer, loader, options));
         }
         let weights = Weights::open(&path)?;
         let config = ModelConfig::read(&path, &weights).map_err(|error| error.or_hint(broken_config))?;

@@ -34,6 +34,18 @@ pub(super) struct T5 {
     pub(super) head: Arc<Matrix>,
 }
 
+/// How a matrix begins, as in T5's code (Raffel et al. 2020; T5X): by the width of what it reads, and the queries' so that
+/// scores need no scaling.
+pub(super) fn deviation(config: &ModelConfig, name: &str, shape: &[usize]) -> f64 {
+    let inputs = shape.last().copied().unwrap_or(1) as f64;
+    match name {
+        _ if name.ends_with("shared.weight") || name.ends_with("embed_tokens.weight") => 1.0,
+        _ if name.ends_with(".q.weight") => 1.0 / (inputs * config.head_dim as f64).sqrt(),
+        _ if name.ends_with("relative_attention_bias.weight") => 1.0 / (config.hidden_size as f64).sqrt(),
+        _ => 1.0 / inputs.sqrt(),
+    }
+}
+
 /// One of the two stacks' tensors.
 struct Part<'a> {
     loader: &'a Loader<'a>,
