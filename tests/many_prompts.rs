@@ -31,7 +31,7 @@ fn found(model: &Model, members: &[Member]) -> Vec<(Vec<f64>, Vec<f64>)> {
     let batches: Vec<&Batch> = members.iter().map(|(_, batch, _)| batch).collect();
     let all: Vec<usize> = members.iter().map(|(.., all)| *all).collect();
     let found = model.losses_and_grads(&prompts, &batches, &all).unwrap();
-    assert!(found.iter().zip(&members[..]).all(|(found, (prompt, ..))| found.grad.rows() == prompt.rows()));
+    assert!(found.iter().zip(members).all(|(found, (prompt, ..))| found.grad.rows() == prompt.rows()));
     found.into_iter().map(|found| (found.loss.by_example, found.grad.to_f64_vec().unwrap())).collect()
 }
 

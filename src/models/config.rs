@@ -202,11 +202,11 @@ impl ModelConfig {
             return wrong("rope_theta", "a positive number", self.rope_theta.to_string());
         }
         if let Some(more) = self.encoder_decoder {
-            if more.num_decoder_layers == 0 || more.num_decoder_layers > 1 << 30 {
+            if !(1..=1 << 30).contains(&more.num_decoder_layers) {
                 return wrong("num_decoder_layers", "a positive size", more.num_decoder_layers.to_string());
             }
             let (buckets, distance) = (more.relative_attention_num_buckets, more.relative_attention_max_distance);
-            if buckets < 4 || buckets > 1 << 20 || !buckets.is_multiple_of(2) {
+            if !(4..=1 << 20).contains(&buckets) || !buckets.is_multiple_of(2) {
                 return wrong("relative_attention_num_buckets", "an even number of at least 4", buckets.to_string());
             }
             // The decoder has all buckets for one direction, half of them for single distances.
