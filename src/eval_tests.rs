@@ -90,6 +90,49 @@ fn scores_are_those_of_each_label_alone_whatever_the_batch() {
 }
 
 #[test]
+fn several_prompts_in_one_pass_score_as_each_alone() {
+    for name in ["llama", "gpt2"] {
+        let model = model(name);
+        let prompts = [prompt(&model, 3), prompt(&model, 0), prompt(&model, 7), prompt(&model, 1)];
+        let data = dataset(&ROWS);
+        let labels = Labels::of(&data, None).unwrap();
+        for batch in [1, 2, 32] {
+            let mut heard = 0;
+            let mut hear = |done, _| heard = done;
+            let together = rank_all(&model, &prompts, &data, &labels, Score::Sum, batch, &mut hear).unwrap();
+            assert_eq!((together.len(), heard), (prompts.len(), ROWS.len()));
+            for (found, prompt) in together.iter().zip(&prompts) {
+                let alone = ranked(&model, prompt, &data, Score::Sum, batch).unwrap();
+                assert!((found.loss - alone.loss).abs() <= 1e-12 * alone.loss);
+                assert_eq!((found.accuracy, found.macro_f1), (alone.accuracy, alone.macro_f1));
+                for (found, alone) in found.predictions.iter().zip(&alone.predictions) {
+                    assert_eq!((found.line, found.truth, found.predicted), (alone.line, alone.truth, alone.predicted));
+                    for (found, alone) in found.scores.iter().zip(&alone.scores) {
+                        assert!((found - alone).abs() <= 1e-12 * alone.abs(), "{name} {batch}: {found} {alone}");
+                    }
+                }
+            }
+        }
+        assert_eq!(rank_all(&model, &[], &data, &labels, Score::Sum, 2, &mut quiet).unwrap_err().exit_code(), 1);
+    }
+}
+
+#[test]
+fn of_several_prompts_the_shortest_and_the_longest_must_suit_every_row() {
+    let model = model("llama");
+    let limit = model.config().max_position_embeddings;
+    let rank = |prompts: &[Tensor], data: &Dataset| {
+        rank_all(&model, prompts, data, &Labels::of(data, None).unwrap(), Score::Sum, 8, &mut quiet)
+    };
+    let prompts = [prompt(&model, 2), prompt(&model, 0)];
+    refused(rank(&prompts, &dataset(&[(&[1], &[5]), (&[], &[6])])), 4, "rows.jsonl:2: expected an input");
+    let long = vec![3; limit - 1];
+    let data = dataset(&[(&[1], &[5]), (&long, &[6])]);
+    refused(rank(&prompts, &data), 4, "rows.jsonl:2: expected at most");
+    assert!(rank(&prompts[1..], &data).is_ok());
+}
+
+#[test]
 fn progress_counts_up_to_all_rows() {
     let model = model("llama");
     let (prompt, data) = (prompt(&model, 1), dataset(&ROWS));
@@ -106,12 +149,12 @@ fn many_long_labels_make_smaller_batches_of_at_least_one_row() {
     let labels: Vec<Vec<u32>> = vec![vec![1; MAX_ROWS / 5]; 2];
     let data = dataset(&[(&[1][..], &[1][..]); 6]);
     let rows: Vec<Row<'_>> = data.examples.iter().map(|example| Row { example, truth: 0, labels: &labels }).collect();
-    assert_eq!(next_batch(&rows, 32).len(), 2);
-    assert_eq!(next_batch(&rows, 1).len(), 1);
-    assert_eq!(next_batch(&rows[..1], 0).len(), 1);
+    assert_eq!(next_batch(&rows, 32, 1, 0).len(), 2);
+    assert_eq!(next_batch(&rows, 1, 1, 0).len(), 1);
+    assert_eq!(next_batch(&rows[..1], 0, 1, 0).len(), 1);
     let huge = vec![vec![1; MAX_ROWS * 2]; 2];
     let rows: Vec<Row<'_>> = rows.iter().map(|row| Row { labels: &huge, ..*row }).collect();
-    assert_eq!(next_batch(&rows, 32).len(), 1);
+    assert_eq!(next_batch(&rows, 32, 1, 0).len(), 1);
 }
 
 #[track_caller]

@@ -5,7 +5,7 @@
 //! M = P + N, R scored rows.
 
 use crate::layout::Layout;
-use crate::models::{Family, ModelConfig};
+use crate::models::ModelConfig;
 
 /// A matrix product that a step computes `count` times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ fn products(config: &ModelConfig, layout: &Layout, trained: bool) -> Vec<Product
     let layers = config.num_hidden_layers;
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let gates = if config.family == Family::Gpt2 { 1 } else { 2 };
+    let gates = config.mlp_inputs();
     let mut products = Vec::new();
     for layer in 0..layers {
         let asking = if layer + 1 == layers { scored } else { all };
@@ -117,7 +117,7 @@ mod tests {
             let (width, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
             let queries = (config.num_attention_heads * config.head_dim) as f64;
             let keys = (config.num_key_value_heads * config.head_dim) as f64;
-            let in_mlp = if config.family == Family::Gpt2 { 2.0 } else { 3.0 };
+            let in_mlp = (config.mlp_inputs() + 1) as f64;
             let (kept, rest) = (2.0 * width * keys, width * (2.0 * queries + in_mlp * inner));
             let last = rows * kept + scored * rest;
             let layers = (config.num_hidden_layers - 1) as f64 * rows * (kept + rest) + last;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::device::Device;
 use crate::dtype::DType;
+use crate::layout::{PromptMask, PromptOn};
 use crate::models::ModelOptions;
 use std::path::Path;
 
@@ -68,6 +69,8 @@ fn logits_with_the_cache_are_those_without() {
                 .map(|(index, ids)| Growing {
                     ids: ids.to_vec(),
                     new: Vec::new(),
+                    prompt: 0..rows,
+                    read: Vec::new(),
                     first_row: rows + 12 * index,
                     cached: 0,
                     random: stream_of(0, ids),
@@ -90,6 +93,54 @@ fn logits_with_the_cache_are_those_without() {
             }
         }
     }
+}
+
+/// The likeliest tokens behind an encoder's input, the decoder computed anew for each.
+fn written(model: &Model, prompt: &Tensor, input: &[u32], count: usize) -> Vec<u32> {
+    let start = model.config().encoder_decoder.unwrap().decoder_start_token_id;
+    let mut ids = vec![start];
+    for _ in 0..count {
+        let end = Sequence { keep_last: true, score_end: true, ..Sequence::example(0, &ids, ids.len()) };
+        let inputs = [Input { prompt: 0, ids: input }];
+        let layout = Layout::encoder_decoder(&[prompt.rows()], model.prompt_place(), &inputs, &[end]).unwrap();
+        let hidden = model.hidden(&mut Tape::new(), &Var::constant(prompt.clone()), &layout, None).unwrap();
+        let logits = model.logits(&hidden).unwrap().to_f64_vec().unwrap();
+        ids.push((0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best }) as u32);
+    }
+    ids[1..].to_vec()
+}
+
+#[test]
+fn an_encoder_decoder_writes_the_same_with_the_cache_and_without() {
+    let inputs: [&[u32]; 3] = [INPUTS[0], &[3; 40], INPUTS[2]];
+    for name in ["t5_v10", "t5_buckets", "byt5"] {
+        for on in [PromptOn::Encoder, PromptOn::Decoder, PromptOn::Both] {
+            for mask in [PromptMask::Full, PromptMask::PromptOnly] {
+                let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+                let options =
+                    ModelOptions { dtype: DType::F64, prompt_on: on, prompt_mask: mask, ..ModelOptions::default() };
+                let model = Model::open(folder, &Device::cpu(Some(2)).unwrap(), options).unwrap();
+                for rows in [0, 6] {
+                    let prompt = prompt(&model, rows);
+                    let generator = Generator::new(&model, &prompt).unwrap();
+                    let got = generator.generate(&inputs, 24, Sampling::GREEDY, &mut never).unwrap();
+                    for (got, input) in got.iter().zip(inputs) {
+                        assert_eq!(*got, written(&model, &prompt, input, 24), "{name} {on:?} {mask:?} {rows}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_encoder_without_rows_is_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/t5_v10");
+    let options = ModelOptions { prompt_on: PromptOn::Decoder, ..ModelOptions::default() };
+    let model = Model::open(folder, &Device::cpu(Some(1)).unwrap(), options).unwrap();
+    let generator = Generator::new(&model, &prompt(&model, 2)).unwrap();
+    let error = generator.generate(&[&[]], 4, Sampling::GREEDY, &mut never).unwrap_err();
+    assert!(error.to_string().contains("no prompt on the encoder"), "{error}");
 }
 
 #[test]

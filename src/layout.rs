@@ -8,6 +8,10 @@
 //! model's prompt is a segment without context; an example is a segment whose context is its prompt; queries trimmed to
 //! label rows are a segment with fewer queries; several prompts are several contexts.
 
+mod encoder_decoder;
+
+pub use encoder_decoder::{CrossLayout, EncoderLayout, Input, PromptMask, PromptOn, PromptPlace};
+
 use crate::error::{Error, Result};
 use std::any::Any;
 use std::ops::Range;
@@ -157,11 +161,14 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// A causal stream: rows, positions, labels and what attention sees, in every layer and in the last.
+/// A causal stream: rows, positions, labels and what attention sees, in every layer and in the last. With it goes, in an
+/// encoder–decoder, the encoder's stream.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
     /// Rows of each prompt, one prompt after another at the start of the stream.
     pub prompt_rows: Vec<usize>,
+    /// The row of the prompt tensor that each of these is; none where they are all of them, in order.
+    pub prompt_index: Option<Vec<usize>>,
     /// Token of each row after the prompts.
     pub ids: Vec<u32>,
     /// Position of every row of the stream: prompt rows 0.., then text counted on from its prompt.
@@ -176,6 +183,10 @@ pub struct Layout {
     pub labels: Vec<u32>,
     /// The sequence that each scored row belongs to.
     pub sequence_of: Vec<usize>,
+    /// What an encoder reads beside it.
+    pub encoder: Option<EncoderLayout>,
+    /// What its rows see of the encoder's.
+    pub cross: Option<CrossLayout>,
 }
 
 impl Layout {

@@ -1,4 +1,4 @@
-//! The building blocks that models share: a linear map with its bias, norms, rotation tables. Their weights are frozen or
+//! The building blocks that models share: a linear map with its bias, norms, tables of rotations and of biases by distance. Their weights are frozen or
 //! trained; what they compute is the same.
 
 use crate::device::{Device, Kind};
@@ -163,5 +163,77 @@ impl RotaryTable {
         let rotation = Arc::new(Rotation { pairing: self.pairing, cos: of(f64::cos)?, sin: of(f64::sin)? });
         *table = Some(Arc::clone(&rotation));
         Ok(rotation)
+    }
+}
+
+/// A bias of attention by relative position (Raffel et al. 2020 §2.1): distances fall into buckets, single ones near 0 and
+/// ever wider ones up to a greatest, and each bucket and head has a number.
+#[derive(Debug)]
+pub struct RelativeBias {
+    weight: Arc<Matrix>,
+    max_distance: usize,
+    /// Whether keys may come after queries: half of the buckets is for them.
+    is_bidirectional: bool,
+    /// The table of a frozen weight, as far as positions have been asked for.
+    table: Mutex<Option<(usize, Var)>>,
+}
+
+impl RelativeBias {
+    /// A bias with `weight` `[buckets, heads]`.
+    pub fn new(weight: Arc<Matrix>, max_distance: usize, is_bidirectional: bool) -> Self {
+        Self { weight, max_distance, is_bidirectional, table: Mutex::new(None) }
+    }
+
+    /// A table `[heads, distances]` for positions below `positions`, and the column of distance 0.
+    ///
+    /// # Errors
+    /// Those of [`ops::position_bias`].
+    pub fn up_to(&self, tape: &mut Tape, positions: usize, device: &Device, dtype: DType) -> Result<(usize, Var)> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((offset, table)) = table.as_ref().filter(|(offset, _)| offset + 1 >= positions) {
+            return Ok((*offset, table.clone()));
+        }
+        let offset = positions.next_power_of_two().max(128) - 1;
+        let columns = 0..2 * offset + 1;
+        let buckets: Vec<usize> = columns.map(|column| self.bucket(column as i64 - offset as i64)).collect();
+        let found = ops::position_bias(tape, &self.weight, &buckets, device, dtype)?;
+        if !found.is_tracked() {
+            *table = Some((offset, found.clone()));
+        }
+        Ok((offset, found))
+    }
+
+    /// The bucket of a key that stands `distance` after its query.
+    fn bucket(&self, distance: i64) -> usize {
+        let all = self.weight.out_features();
+        let (first, count, distance) = match self.is_bidirectional {
+            true if distance > 0 => (all / 2, all / 2, distance),
+            true => (0, all / 2, -distance),
+            false => (0, all, (-distance).max(0)),
+        };
+        let (distance, exact) = (distance as usize, count / 2);
+        if distance < exact {
+            return first + distance;
+        }
+        let share = (distance as f64 / exact as f64).ln() / (self.max_distance as f64 / exact as f64).ln();
+        first + (exact + (share * (count - exact) as f64) as usize).min(count - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{Orientation, StoredTensor};
+
+    #[test]
+    fn distances_fall_into_the_buckets_of_t5() {
+        let weight = StoredTensor::from_values("bias", &[32, 1], vec![0.0; 32]).unwrap();
+        let weight = Arc::new(Matrix::new(weight, Orientation::RowPerOutput).unwrap());
+        let bias = |both| RelativeBias::new(Arc::clone(&weight), 128, both);
+        let of = |both: bool, distances: &[i64]| distances.iter().map(|&d| bias(both).bucket(d)).collect::<Vec<_>>();
+        // As Hugging Face's T5Attention._relative_position_bucket gives them.
+        assert_eq!(of(true, &[0, -1, 1, -7, -8, -15, -16, -64, -127, -5000]), [0, 1, 17, 7, 8, 9, 10, 14, 15, 15]);
+        assert_eq!(of(true, &[8, 63, 64, 90, 91, 5000]), [24, 29, 30, 30, 31, 31]);
+        assert_eq!(of(false, &[5, 0, -1, -15, -16, -20, -113, -5000]), [0, 0, 1, 15, 16, 17, 31, 31]);
     }
 }

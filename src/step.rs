@@ -2,7 +2,7 @@
 
 use crate::device::Kind;
 use crate::error::{Error, Place, Result};
-use crate::layout::{Layout, Sequence};
+use crate::layout::{Input, Layout, PromptPlace, Sequence};
 use crate::models::Model;
 use crate::ops::CrossEntropy;
 use crate::tape::{Tape, Var};
@@ -84,6 +84,29 @@ impl Batch {
             sequences.extend(examples.map(|(ids, first_label)| Sequence::example(prompt, ids, *first_label)));
         }
         Layout::causal(prompt_rows, &sequences)
+    }
+
+    /// How batches lie in the two streams of an encoder–decoder, each behind a prompt of its own: inputs on the encoder, and
+    /// on the decoder `start`, the token that labels begin behind, and the labels.
+    ///
+    /// # Errors
+    /// As [`Layout::encoder_decoder`].
+    pub fn encoder_decoder_layout(
+        batches: &[&Self],
+        prompt_rows: &[usize],
+        place: PromptPlace,
+        start: u32,
+    ) -> Result<Layout> {
+        let examples = batches.iter().enumerate().flat_map(|(prompt, batch)| {
+            batch.examples.iter().map(move |(ids, first_label)| (prompt, ids.split_at(*first_label)))
+        });
+        let (mut inputs, mut written) = (Vec::new(), Vec::new());
+        for (prompt, (ids, labels)) in examples {
+            inputs.push(Input { prompt, ids });
+            written.push([&[start], labels].concat());
+        }
+        let sequences = written.iter().enumerate().map(|(index, ids)| Sequence::example(index, ids, 1));
+        Layout::encoder_decoder(prompt_rows, place, &inputs, &sequences.collect::<Vec<_>>())
     }
 }
 
@@ -341,12 +364,26 @@ impl Model {
     }
 
     fn forward(&self, tape: &mut Tape, pass: &Pass<'_>, watch: Watch<'_>) -> Result<Scored> {
-        let layout = Batch::layout_of_all(pass.batches, pass.prompt_rows)?;
+        let layout = self.layout(pass.batches, pass.prompt_rows)?;
         watch(Part::Layout);
         let hidden = self.hidden(tape, pass.prompt, &layout, None)?;
         let CrossEntropy { loss, nll } = self.cross_entropy(tape, &hidden, &layout, &pass.scales())?;
         watch(Part::Forward);
         Ok(Scored { loss, nll, example_of: layout.sequence_of })
+    }
+
+    /// How batches lie in its stream, or streams, each behind a prompt of its own.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an example with an empty input if there is no prompt in front of it.
+    pub fn layout(&self, batches: &[&Batch], prompt_rows: &[usize]) -> Result<Layout> {
+        match self.config().encoder_decoder {
+            Some(more) => {
+                let start = more.decoder_start_token_id;
+                Batch::encoder_decoder_layout(batches, prompt_rows, self.prompt_place(), start)
+            }
+            None => Batch::layout_of_all(batches, prompt_rows),
+        }
     }
 
     /// A prompt `[rows, d]` for this model from values row after row, rounded to the model's type.

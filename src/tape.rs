@@ -37,9 +37,10 @@ pub struct Node {
     grad_rows: usize,
 }
 
-const CONSTANT: Node = Node { slot: usize::MAX, grad_rows: 0 };
-
 impl Node {
+    /// The node of every constant.
+    pub const CONSTANT: Self = Self { slot: usize::MAX, grad_rows: 0 };
+
     /// How many leading rows can carry gradient; 0 for a constant.
     pub fn grad_rows(self) -> usize {
         self.grad_rows
@@ -54,7 +55,7 @@ impl Node {
 impl Var {
     /// A tensor that no gradient is wanted of.
     pub fn constant(tensor: Tensor) -> Self {
-        Self { tensor, node: CONSTANT }
+        Self { tensor, node: Node::CONSTANT }
     }
 
     /// The value.
@@ -120,7 +121,7 @@ impl Tape {
     /// The variable of a parameter, `rows` rows that are all trained; of none, a constant's. A number always has the same
     /// variable.
     pub fn parameter(&mut self, id: Option<usize>, rows: usize) -> Node {
-        let Some(id) = id.filter(|_| rows > 0) else { return CONSTANT };
+        let Some(id) = id.filter(|_| rows > 0) else { return Node::CONSTANT };
         if let Some(&node) = self.parameters.get(&id) {
             return node;
         }
@@ -184,20 +185,20 @@ impl Tape {
         }
     }
 
-    /// What `work` makes of `x`, keeping nothing but `x`: it is done once more when the backward pass gets there. It must do
-    /// the same both times.
+    /// What `work` makes of `inputs`, keeping nothing but these: it is done once more when the backward pass gets there. It
+    /// must do the same both times.
     ///
     /// # Errors
     /// What `work` reports.
     pub fn recompute(
         &mut self,
-        x: &Var,
-        work: impl Fn(&mut Tape, &Var) -> Result<Var> + Send + 'static,
+        inputs: &[&Var],
+        work: impl Fn(&mut Tape, &[Var]) -> Result<Var> + Send + 'static,
     ) -> Result<Var> {
         let mut first = Tape { forgets: true, ..Tape::new() };
-        let input = first.leaf_rows(x.tensor.clone(), x.grad_rows());
-        let output = work(&mut first, &input)?;
-        drop(input);
+        let leaves: Vec<Var> = inputs.iter().map(|x| first.leaf_rows(x.tensor.clone(), x.grad_rows())).collect();
+        let output = work(&mut first, &leaves)?;
+        drop(leaves);
         let grad_rows = output.grad_rows();
         if grad_rows == 0 {
             return Ok(Var::constant(output.tensor));
@@ -205,14 +206,21 @@ impl Tape {
         // The parameters have variables of their own on the inner tape, which are part of those here.
         let outer: BTreeMap<usize, Node> =
             first.parameters.iter().map(|(&id, node)| (id, self.parameter(Some(id), node.grad_rows))).collect();
-        let (node, saved) = (x.node, self.save(&x.tensor));
+        let (nodes, saved): (Vec<Node>, Vec<Tensor>) = inputs.iter().map(|x| (x.node, self.save(&x.tensor))).unzip();
         Ok(self.record(output.tensor, grad_rows, move |dy, gradients| {
             let mut tape = Tape::new();
-            let input = tape.leaf_rows(saved, node.grad_rows);
-            let output = work(&mut tape, &input)?.node;
+            let leaves = nodes.iter().zip(saved).map(|(node, saved)| tape.leaf_rows(saved, node.grad_rows));
+            let leaves: Vec<Var> = leaves.collect();
+            let output = work(&mut tape, &leaves)?.node;
             let parameters = tape.parameters.iter().filter_map(|(id, &inner)| Some((inner, *outer.get(id)?)));
-            let pairs: Vec<(Node, Node)> = std::iter::once((input.node, node)).chain(parameters).collect();
-            drop(input);
+            let pairs: Vec<(Node, Node)> = leaves
+                .iter()
+                .map(Var::node)
+                .zip(nodes)
+                .chain(parameters)
+                .filter(|(_, node)| node.is_tracked())
+                .collect();
+            drop(leaves);
             // What is there is added to in its place, as where nothing is computed again: the bits are the same.
             let earlier = pairs.iter().filter_map(|&(inner, outer)| Some((inner, gradients.take(outer)?))).collect();
             let mut found = tape.walk(output, dy, earlier)?;

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["models"],
     &["step", "flops", "account", "prompt", "config"],
     &["checkpoint", "generate", "eval", "inspect"],
-    &["train", "bench", "profile"],
+    &["train", "bench", "profile", "report", "experiments"],
     &["cli"],
 ];
 

@@ -289,3 +289,60 @@ fn a_model_is_pretrained_from_nothing_on_texts() {
     }
     assert!(!bench.path("refused").exists(), "{model}");
 }
+
+#[test]
+fn an_encoder_decoder_is_pretrained_by_span_corruption_and_then_adapted() {
+    let bench = Bench::new();
+    fs::remove_file(bench.path("model/model.safetensors")).unwrap();
+    bench.write("model/config.json", fs::read(golden("t5_v11").join("config.json")).unwrap());
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        bench.write(&format!("model/{file}"), fs::read(golden("t5_tokenizer").join(file)).unwrap());
+    }
+    let line = |text: &str| format!("{}\n", json!({"text": text}));
+    let texts = ["the cat sat on a mat", "the dog ran to the old barn", "a cat and a dog sat on the mat"];
+    bench.write("texts.jsonl", texts.map(line).concat().repeat(3));
+    bench.write("held.jsonl", line("the old cat ran to the barn and sat on a mat"));
+    let (data, held) = (bench.at("texts.jsonl"), bench.at("held.jsonl"));
+    let fresh = ["--method", "pretrain", "--init-weights", "3", "--train-file", &data, "--max-length", "24"];
+    let spans = [&fresh[..], &["--objective", "span_corruption"]].concat();
+    let go = |out: &str, steps: &str, more: &[&str]| {
+        let found = result(&train(&bench, out, &[&spans[..], &["--max-steps", steps], more].concat()));
+        (found["loss"].as_f64().unwrap(), found["model_sha256"].clone())
+    };
+    let (first, last) = (go("first", "1", &[]), go("last", "60", &["--corruptions", "2"]));
+    // Fresh weights know nothing, and their logits have deviation 1: the loss begins at about ½ above that of a uniform
+    // guess among 48 tokens.
+    assert!((first.0 - 0.5 - 48f64.ln()).abs() < 0.5, "{first:?}");
+    assert!(last.0 < 0.8 * first.0, "{first:?} to {last:?}");
+    assert_eq!(go("again", "60", &["--corruptions", "2", "--threads", "1"]), last);
+    assert_ne!(go("others", "60", &["--corruptions", "3"]).1, last.1);
+    go("noisy", "2", &["--noise-density", "0.5", "--mean-noise-span-length", "2", "--max-target-length", "20"]);
+
+    // The model that was written is adapted to go on with a text, and is measured on texts that it has not seen.
+    let (spans_model, out) = (bench.at("last/final"), bench.at("adapted"));
+    let mut flags = vec!["train", "--json", "--quiet", "--model", &spans_model, "--output-dir", &out];
+    flags.extend(["--method", "pretrain", "--objective", "prefix_lm", "--prefix-cut", "middle", "--max-length", "16"]);
+    flags.extend(["--train-file", &data, "--eval-file", &held, "--max-steps", "4", "--eval-steps", "2"]);
+    let adapted = result(&run(flags));
+    assert_eq!(adapted["best"]["metric"], "loss");
+    let model = bench.at("adapted/final");
+    let written = run(["generate", "--json", "--model", &model, "--max-new-tokens", "5", "--text", "the cat"]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+    // Its saved configuration gives the same run.
+    let config = bench.at("adapted/run.toml");
+    let again = bench.at("adapted-again");
+    let again = result(&run(["train", "--json", "--quiet", "--config", &config, "--output-dir", &again]));
+    assert_eq!(again["model_sha256"], adapted["model_sha256"]);
+
+    let refuse = |what: &str, flags: &[&str], words: &[&str]| {
+        refused(what, &train(&bench, "refused", &[&fresh[..], flags].concat()), 3, words);
+    };
+    refuse("next tokens", &[], &["objective", "span_corruption or prefix_lm", "encoder–decoder", "next_token"]);
+    let long = ["--objective", "span_corruption", "--noise-density", "0.5", "--mean-noise-span-length", "1"];
+    refuse("too few sentinels", &long, &["10 spans, the sentinels", "pieces of 11"]);
+    refuse("no room", &["--objective", "span_corruption", "--max-target-length", "2"], &["max_target_length"]);
+    bench.model(|_| ());
+    bench.write("model/tokenizer.json", letters().1);
+    refuse("a causal model", &["--objective", "span_corruption"], &["objective", "next_token", "a causal model"]);
+    assert!(!bench.path("refused").exists());
+}

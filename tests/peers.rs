@@ -34,9 +34,12 @@ fn peers_agree_and_are_timed() {
     let binary = env!("CARGO_BIN_EXE_softprompt");
     let Some((output, said)) = smoke(dir.path(), binary) else { return };
     assert!(output.status.success(), "{said}");
-    for (row, peers) in
-        [("llama-prompt", &["peft", "shared"][..]), ("gpt2-prompt", &["peft", "shared"]), ("llama-full", &["full"])]
-    {
+    for (row, peers) in [
+        ("llama-prompt", &["peft", "shared"][..]),
+        ("gpt2-prompt", &["peft", "shared"]),
+        ("t5-prompt", &["peft"]),
+        ("llama-full", &["full"]),
+    ] {
         let file = dir.path().join(format!("smoke-{row}.json"));
         let result: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         for side in peers.iter().chain(&["ours"]) {
@@ -51,7 +54,7 @@ fn peers_agree_and_are_timed() {
     assert!(table.contains("PEFT : softprompt") && table.contains("torch : softprompt"), "{table}");
 
     let (output, said) = smoke(dir.path(), binary).unwrap();
-    assert!(output.status.success() && said.matches("done before").count() == 3, "{said}");
+    assert!(output.status.success() && said.matches("done before").count() == 4, "{said}");
 }
 
 #[test]

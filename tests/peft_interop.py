@@ -6,35 +6,44 @@
 Needs torch, transformers, peft and safetensors.
 """
 
+import json
 import pathlib
 import sys
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
 
 
-def check(name: str, adapter: pathlib.Path) -> None:
-    base = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, adapter)
-    model.eval()
-    rows = model.prompt_encoder["default"].embedding.weight.detach()
-    reference = load_file(GOLDEN / name / "adapter_after5_f32" / "adapter_model.safetensors")["prompt_embeddings"]
-    assert rows.dtype == torch.float32 and rows.shape == reference.shape, (rows.dtype, rows.shape)
-    assert torch.equal(rows.view(torch.int32), reference.view(torch.int32)), f"{name}: rows differ"
+def load(name: str, adapter: pathlib.Path) -> PeftModel:
+    seq2seq = json.loads((GOLDEN / name / "meta.json").read_text())["seq2seq"]
+    kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    return PeftModel.from_pretrained(kind.from_pretrained(GOLDEN / name, dtype=torch.float32), adapter).eval()
 
-    # The prompt must also be used: logits with ours and with PEFT's own adapter are the same.
-    ids = torch.tensor([[5, 9, 14, 3]])
+
+def check(name: str, adapter: pathlib.Path) -> None:
+    reference = GOLDEN / name / "adapter_after5_f32"
+    ours, theirs = load(name, adapter), load(name, reference)
+    rows = ours.prompt_encoder["default"].embedding.weight.detach()
+    # Of an encoder-decoder PEFT keeps 2P rows and uses P.
+    wanted = load_file(reference / "adapter_model.safetensors")["prompt_embeddings"][: ours.active_peft_config.num_virtual_tokens]
+    assert rows.dtype == torch.float32 and rows.shape == wanted.shape, (rows.dtype, rows.shape)
+    assert torch.equal(rows.view(torch.int32), wanted.view(torch.int32)), f"{name}: rows differ"
+    assert ours.active_peft_config.task_type == theirs.active_peft_config.task_type, ours.active_peft_config.task_type
+
+    # The prompt must also be used: logits with ours and with PEFT's own adapter are the same, and the loss is the golden one.
+    golden = load_file(GOLDEN / name / "golden.safetensors")
+    batch = {key: golden[f"main.{key}"] for key in ("input_ids", "attention_mask", "labels")}
     with torch.no_grad():
-        ours = model(input_ids=ids).logits
-        base = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32)
-        theirs = PeftModel.from_pretrained(base, GOLDEN / name / "adapter_after5_f32").eval()(input_ids=ids).logits
-    assert ours.shape[1] == rows.shape[0] + ids.shape[1], ours.shape
-    assert torch.equal(ours, theirs), f"{name}: logits differ"
-    print(f"{name}: {tuple(rows.shape)} rows bit for bit")
+        found, expected = ours(**batch), theirs(**batch)
+    assert torch.equal(found.logits, expected.logits), f"{name}: logits differ"
+    # Another run of PEFT's than the golden one, in float32.
+    loss, after = found.loss.item(), golden["main.losses_f64"][-1].item()
+    assert abs(loss - after) < 1e-5, f"{name}: loss {loss}, expected {after}"
+    print(f"{name}: {tuple(rows.shape)} rows bit for bit, loss {loss:.6f}")
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 
 mod common;
 
-use softprompt::prompt::{PeftConfig, PromptFile};
+use softprompt::prompt::{PeftConfig, PeftTask, PromptFile};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,9 +28,11 @@ fn run(script: &str, arguments: &[&OsStr]) {
 #[test]
 fn peft_loads_our_adapters() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["gpt2", "llama", "llama_untied", "qwen2"] {
+    for name in ["gpt2", "llama", "llama_untied", "qwen2", "t5_v10", "t5_v11"] {
         let prompt = PromptFile::read(tests().join("golden").join(name).join("adapter_after5_f32")).unwrap();
-        let known = PeftConfig { num_layers: Some(2), num_attention_heads: Some(4), ..PeftConfig::default() };
+        let task_type = PeftTask::of_prompt(&prompt).unwrap();
+        let known =
+            PeftConfig { task_type, num_layers: Some(2), num_attention_heads: Some(4), ..PeftConfig::default() };
         // An export without a model knows neither.
         let config = if name == "llama" { PeftConfig::default() } else { known };
         prompt.write_peft_adapter(dir.path().join(name), &config).unwrap();

@@ -19,6 +19,8 @@ const F64: ModelOptions = ModelOptions {
     recompute: softprompt::models::Recompute::None,
     trainable: false,
     init_weights: None,
+    prompt_on: softprompt::layout::PromptOn::Encoder,
+    prompt_mask: softprompt::layout::PromptMask::Full,
 };
 
 fn configs() -> Vec<ModelConfig> {

@@ -17,10 +17,10 @@ class Case:
     name: str
     shape: str
     examples: int
-    tokens: int  # of an example, label included; of the longest where they are uneven
+    tokens: int  # of an example, label included; of the longest where they are uneven; an encoder–decoder's on both sides
     prompt_rows: int = 0  # 0: all weights are trained, without a prompt
     uneven: bool = False
-    all_labels: bool = False  # every token but the first is a label; else the last alone
+    all_labels: bool = False  # every token but the first is a label; else the last alone, of an encoder–decoder the last two
     goal: float | None = None  # the peer's seconds over ours, at least
     rounds: int = 4  # pairs of timings; fewer where a step takes half a minute
     recompute: tuple[str, ...] = ()  # policies whose memory is measured besides
@@ -28,6 +28,17 @@ class Case:
     @property
     def trains_prompt(self) -> bool:
         return self.prompt_rows > 0
+
+    @property
+    def is_seq2seq(self) -> bool:
+        return self.shape in T5_SHAPES
+
+    @property
+    def sides(self) -> list[str]:
+        """What is timed beside softprompt; the first is the truth. T5's prompt rows see the input, so none are shared."""
+        if not self.trains_prompt:
+            return ["full"]
+        return ["peft"] if self.is_seq2seq else ["peft", "shared"]
 
     def sizes(self) -> str:
         tokens = f"uneven ≤ {self.tokens}" if self.uneven else str(self.tokens)
@@ -41,6 +52,9 @@ CASES = [
     Case("qwen2.5-100-8-32", "qwen2.5-0.5b", 8, 32, 100, goal=5.5, rounds=2),
     Case("gpt2-100-8-32", "gpt2", 8, 32, 100, goal=6.5),
     Case("smollm2-full-8-128", "smollm2-135m", 8, 128, all_labels=True, goal=1.0),
+    Case("t5-base-100-32-32", "t5-base", 32, 32, 100, goal=1.2, rounds=2),
+    Case("t5-base-100-32-uneven", "t5-base", 32, 128, 100, uneven=True, goal=1.6, rounds=2),
+    Case("t5-small-100-32-32", "t5-small", 32, 32, 100),
     # The memory of full fine-tuning on the first row's batch.
     Case("smollm2-full-32-32", "smollm2-135m", 32, 32, rounds=1),
 ]
@@ -48,6 +62,7 @@ CASES = [
 SMOKE = [
     Case("smoke-llama-prompt", "tiny-llama", 4, 8, 6, uneven=True, rounds=2, recompute=("mlp",)),
     Case("smoke-gpt2-prompt", "tiny-gpt2", 4, 8, 6, rounds=2),
+    Case("smoke-t5-prompt", "tiny-t5", 4, 8, 6, uneven=True, rounds=2),
     Case("smoke-llama-full", "tiny-llama", 4, 8, all_labels=True, rounds=2),
 ]
 
@@ -66,29 +81,37 @@ GPT2_SHAPES = {
     "gpt2": dict(n_embd=768, n_layer=12, n_head=12, n_positions=1024, vocab_size=50257),
     "tiny-gpt2": dict(n_embd=64, n_layer=2, n_head=4, n_positions=64, vocab_size=256),
 }
+# ReLU and a tied head, as the first T5 has them: transformers' defaults.
+T5_SHAPES = {
+    "t5-base": dict(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, vocab_size=32128),
+    "t5-small": dict(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, vocab_size=32128),
+    "tiny-t5": dict(d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, vocab_size=256),
+}
 
 
 def sizes_of(shape: str) -> tuple[int, int]:
     """Vocabulary and width."""
-    config = (LLAMA_SHAPES | QWEN2_SHAPES | GPT2_SHAPES)[shape]
-    return config["vocab_size"], config.get("hidden_size") or config["n_embd"]
+    config = (LLAMA_SHAPES | QWEN2_SHAPES | GPT2_SHAPES | T5_SHAPES)[shape]
+    return config["vocab_size"], next(config[key] for key in ("hidden_size", "n_embd", "d_model") if key in config)
 
 
 def make_model(shape: str, folder: Path) -> None:
     """Writes a Hugging Face directory: seeded random weights of that shape, in float32. Needs torch and transformers."""
     import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, Qwen2Config, T5Config
 
+    kind = AutoModelForCausalLM
     ids = dict(bos_token_id=0, eos_token_id=1, pad_token_id=None)
     if shape in GPT2_SHAPES:  # without dropout, so that losses can be compared
         config = GPT2Config(**GPT2_SHAPES[shape], **ids, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    elif shape in T5_SHAPES:
+        config, kind = T5Config(**T5_SHAPES[shape], dropout_rate=0.0, decoder_start_token_id=0), AutoModelForSeq2SeqLM
     else:
-        kind = Qwen2Config if shape in QWEN2_SHAPES else LlamaConfig
         sizes = dict((LLAMA_SHAPES | QWEN2_SHAPES)[shape])
         rope = dict(rope_type="default", rope_theta=sizes.pop("rope_theta"))
-        config = kind(**sizes, **ids, rope_parameters=rope, tie_word_embeddings=True)
+        config = (Qwen2Config if shape in QWEN2_SHAPES else LlamaConfig)(**sizes, **ids, rope_parameters=rope, tie_word_embeddings=True)
     torch.manual_seed(SEED)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder, max_shard_size="100GB")
+    kind.from_config(config, dtype=torch.float32).save_pretrained(folder, max_shard_size="100GB")
 
 
 def make_rows(case: Case, file: Path) -> list[int]:
@@ -99,7 +122,7 @@ def make_rows(case: Case, file: Path) -> list[int]:
     with open(file, "w") as out:
         for length in lengths:
             ids = [draw.randrange(vocabulary) for _ in range(length)]
-            first_label = 1 if case.all_labels else length - 1
+            first_label = 1 if case.all_labels else length - (2 if case.is_seq2seq else 1)
             out.write(json.dumps(dict(input_ids=ids[:first_label], target_ids=ids[first_label:])) + "\n")
     return lengths
 

@@ -138,7 +138,7 @@ def measure(case: Case, folder: Path, ours: Softprompt, rounds: int, steps: int,
     lengths = make_rows(case, file)
     if case.trains_prompt:
         make_prompt(case, folder / "prompt.safetensors")
-    sides = ["peft", "shared"] if case.trains_prompt else ["full"]
+    sides = case.sides
     weights = tensor_bytes(folder / "model" / "model.safetensors")
     result = dict(name=case.name, shape=case.shape, sizes=case.sizes(), method="prompt" if case.trains_prompt else "full",
                   prompt_rows=case.prompt_rows, examples=case.examples, tokens=case.tokens, batch_tokens=sum(lengths),

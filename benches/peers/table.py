@@ -39,8 +39,9 @@ def times(results: list[dict]) -> list[str]:
         start = [result["name"], result["sizes"]]
         if result["method"] == "prompt":
             found = ratios(result, "peft")
-            cells = [seconds(result, side) for side in ("peft", "shared", "ours")]
-            others = [spread(ratios(result, "peft", "shared")), spread(ratios(result, "shared"))]
+            shared = "shared" in result["seconds"]  # not of an encoder–decoder
+            cells = [seconds(result, side) if side in result["seconds"] else "" for side in ("peft", "shared", "ours")]
+            others = [spread(ratios(result, "peft", "shared")), spread(ratios(result, "shared"))] if shared else ["", ""]
             prompt.append([*start, *cells, spread(found), *verdict(median(found), result["goal"]), *others])
         else:
             found = ratios(result, "full")

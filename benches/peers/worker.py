@@ -38,22 +38,35 @@ def padded_batch(torch, rows):
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
 
+def padded_pairs(torch, rows):
+    """The same for an encoder–decoder, where the label is a sequence of its own."""
+    def padded(sequences, filler):
+        parts = [torch.tensor(sequence) for sequence in sequences]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=filler)
+
+    ids, labels = padded([inputs for inputs, _ in rows], 0), padded([target for _, target in rows], -100)
+    return dict(input_ids=ids, attention_mask=padded([[1] * len(inputs) for inputs, _ in rows], 0), labels=labels)
+
+
 class Side:
     """Loss, and what is trained."""
 
     def __init__(self, kind: str, folder: Path):
         import torch
         from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
+        seq2seq = AutoConfig.from_pretrained(folder / "model").is_encoder_decoder
+        auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        model = auto.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
         model.config.use_cache = False
         rows = read_rows(folder / "rows.jsonl")
+        make_batch = padded_pairs if seq2seq else padded_batch
         self.weights = list(model.parameters())
         if kind == "full":
             trained = self.weights
             model.train()
-            batch = padded_batch(torch, rows)
+            batch = make_batch(torch, rows)
             self.loss = lambda: model(**batch).loss
         else:
             start = load_file(folder / "prompt.safetensors")["prompt_embeds"]
@@ -61,12 +74,14 @@ class Side:
             if kind == "peft":
                 from peft import PromptTuningConfig, TaskType, get_peft_model
 
-                config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(start))
+                task = TaskType.SEQ_2_SEQ_LM if seq2seq else TaskType.CAUSAL_LM
+                # Of the two submodules that it would take for T5 PEFT uses the first.
+                config = PromptTuningConfig(task_type=task, num_virtual_tokens=len(start), num_transformer_submodules=1)
                 model = get_peft_model(model, config).train()
                 self.prompt = model.prompt_encoder["default"].embedding.weight
                 with torch.no_grad():
                     self.prompt.copy_(start)
-                batch = padded_batch(torch, rows)
+                batch = make_batch(torch, rows)
                 self.loss = lambda: model(**batch).loss
             else:
                 from shared import SharedPrompt

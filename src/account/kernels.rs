@@ -134,6 +134,7 @@ const LAUNCHES: &[(&str, &str, usize, &str, &str)] = &[
     ("rms_norm_moments", "", 256, "n s", "2 n"),
     ("rope_", "", 256, "2 n s", "3 n"),
     ("rows_forward", "", 256, "2 r c s", "0"),
+    ("scale_", "", 256, "2 n s", "n"),
     ("rows_backward", "", 256, "(r + limit) c s", "r c"),
 ];
 

@@ -148,6 +148,10 @@ pub fn step(config: &ModelConfig, layout: &Layout, dtype: DType) -> Result<Vec<L
     let hidden = match config.family {
         Family::Llama | Family::Mistral | Family::Qwen2 => llama(&mut trace, prompt, config, layout)?,
         Family::Gpt2 => gpt2(&mut trace, prompt, config, layout)?,
+        Family::T5 | Family::Mt5 => {
+            let place = crate::error::Place::item("model");
+            return Err(Error::config(place, "a causal model to account for", config.family.name()));
+        }
     };
     let loss = ops::cross_entropy(&mut trace, hidden, config.vocab_size);
     trace.backward(loss);

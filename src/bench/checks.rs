@@ -3,7 +3,7 @@
 use crate::device::{self, Device};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use crate::models::{Family, ModelConfig, Recompute};
+use crate::models::{ModelConfig, Recompute};
 
 /// Refuses a step that needs more positions than a model has.
 ///
@@ -55,7 +55,7 @@ pub fn check_memory(
 fn weights(config: &ModelConfig) -> usize {
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let in_mlp = if config.family == Family::Gpt2 { 2 } else { 3 };
+    let in_mlp = config.mlp_inputs() + 1;
     let layer = width * (2 * queries + 2 * keys + in_mlp * inner);
     let tables = if config.tie_word_embeddings { 1 } else { 2 };
     config.num_hidden_layers * layer + tables * config.vocab_size * width
@@ -67,7 +67,7 @@ fn least_saved(config: &ModelConfig, recompute: Recompute, rows: usize) -> usize
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     let attention = 2 * keys + 2 * queries + config.num_attention_heads + width;
-    let mlp = if config.family == Family::Gpt2 { inner } else { 2 * inner };
+    let mlp = config.mlp_inputs() * inner;
     let rest = match recompute {
         Recompute::None => attention + mlp,
         Recompute::Mlp => attention,

@@ -1,5 +1,8 @@
-//! `softprompt eval`: how good a prompt is on labelled rows.
+//! `softprompt eval`: how good a prompt is on labelled rows, or several are, alone and together.
 
+mod several;
+
+use super::few_shot::FewShotArgs;
 use super::generate::{cut, ends};
 use super::options::{DataArgs, ModelArgs, encoder, left_out, prompt_for};
 use super::{Terminal, refuse_to_overwrite};
@@ -19,14 +22,17 @@ use std::time::Instant;
 pub(super) struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// The prompt; without it the model alone is scored (zero-shot)
-    #[arg(long, value_name = "PATH")]
-    prompt: Option<PathBuf>,
+    /// The prompt; without it the model alone is scored (zero-shot). Repeat it to score several in one pass, and what they say
+    /// together
+    #[arg(long = "prompt", value_name = "PATH")]
+    prompts: Vec<PathBuf>,
     /// The labelled rows: .jsonl, .csv or .tsv
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
     rows: DataArgs,
+    #[command(flatten)]
+    few_shot: FewShotArgs,
     /// A label to rank; repeat it. Without it those found in the data
     #[arg(long = "label", value_name = "TEXT")]
     labels: Vec<String>,
@@ -62,8 +68,22 @@ pub(super) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<()> {
         refuse_to_overwrite(path, args.force)?;
     }
     let model = args.model.open()?;
-    let prompt = prompt_for(&model, args.prompt.as_ref())?;
-    let mut dataset = args.rows.load(&args.data, &model, prompt.rows())?;
+    let prompts = match args.prompts.as_slice() {
+        [] => vec![prompt_for(&model, None)?],
+        paths => paths.iter().map(|path| prompt_for(&model, Some(path))).collect::<Result<Vec<_>>>()?,
+    };
+    if prompts.len() > 1 && args.generate {
+        return Err(Error::usage(Place::item("--prompt"), "one prompt beside --generate", prompts.len().to_string())
+            .hint("several prompts are compared by their labels' ranks: leave out --generate"));
+    }
+    let virtual_tokens: Vec<usize> = prompts.iter().map(Tensor::rows).collect();
+    let few_shot = args.few_shot.choose(&model, &args.rows.options(&model, 0)?)?;
+    let prompts = match &few_shot {
+        Some(few) => prompts.iter().map(|prompt| few.in_front(&model, prompt)).collect::<Result<Vec<_>>>()?,
+        None => prompts,
+    };
+    let longest = prompts.iter().map(Tensor::rows).max().unwrap_or(0);
+    let mut dataset = args.rows.load(&args.data, &model, longest)?;
     left_out(&dataset).iter().for_each(|text| terminal.note(text));
     // Labels come from all rows, so that a limit changes nothing but the number of rows.
     let all_labels = if args.generate { None } else { Some(labels(args, &model, &dataset)?) };
@@ -72,23 +92,37 @@ pub(super) fn run(args: &EvalArgs, terminal: &Terminal) -> Result<()> {
         return Err(Error::input(Place::file(&args.data), "at least one row", "none")
             .hint("no row is left by --limit, --max-length and --on-long"));
     }
-    let mut result = match &all_labels {
-        Some(labels) => by_ranking(args, &model, &prompt, &dataset, labels, terminal)?,
-        None => by_generating(args, &model, &prompt, &dataset, terminal)?,
+    few_shot.iter().for_each(|few| few.continue_with(&mut dataset));
+    let (mut result, text) = match (&all_labels, prompts.as_slice()) {
+        (Some(labels), [prompt]) => (by_ranking(args, &model, prompt, &dataset, labels, terminal)?, None),
+        (None, [prompt]) => (by_generating(args, &model, prompt, &dataset, terminal)?, None),
+        (Some(labels), prompts) => {
+            let (result, text) = several::by_ranking(args, &model, prompts, &dataset, labels, terminal)?;
+            (result, Some(text))
+        }
+        (None, _) => return Err(Error::op("eval", "one prompt to generate with", prompts.len().to_string())),
     };
     result["rows"] = json!(dataset.examples.len());
     result["skipped"] = json!(dataset.skipped.too_long);
     result["truncated"] = json!(dataset.skipped.truncated);
-    result["num_virtual_tokens"] = json!(prompt.rows());
+    result["num_virtual_tokens"] = match virtual_tokens.as_slice() {
+        [one] => json!(one),
+        several => json!(several),
+    };
+    if let Some(few) = &few_shot {
+        result["few_shot"] = json!(few.lines.len());
+        result["few_shot_tokens"] = json!(few.ids.len());
+        result["few_shot_lines"] = json!(few.lines);
+    }
     result["seconds"] = json!(start.elapsed().as_secs_f64());
-    let text: Vec<String> = result
+    let numbers: Vec<String> = result
         .as_object()
         .into_iter()
         .flatten()
         .filter(|(_, value)| value.is_number())
         .map(|(name, value)| format!("{name:<20} {value}"))
         .collect();
-    terminal.result(&result, &text.join("\n"))
+    terminal.result(&result, &format!("{}{}", text.unwrap_or_default(), numbers.join("\n")))
 }
 
 fn labels(args: &EvalArgs, model: &Model, dataset: &Dataset) -> Result<Labels> {
@@ -112,14 +146,17 @@ fn by_ranking(
     labels: &Labels,
     terminal: &Terminal,
 ) -> Result<serde_json::Value> {
-    let score = if args.score == "mean" { Score::Mean } else { Score::Sum };
     let mut progress = progress(terminal, "ranked");
-    let found = rank(model, prompt, dataset, labels, score, args.batch_size as usize, &mut progress)?;
+    let found = rank(model, prompt, dataset, labels, score(args), args.batch_size as usize, &mut progress)?;
     write_predictions(args, labels, &found)?;
     let mut result = serde_json::to_value(&found)
         .map_err(|error| Error::op("eval", "a result that JSON can hold", error.to_string()))?;
     result["labels"] = json!(labels.texts());
     Ok(result)
+}
+
+fn score(args: &EvalArgs) -> Score {
+    if args.score == "mean" { Score::Mean } else { Score::Sum }
 }
 
 fn write_predictions(args: &EvalArgs, labels: &Labels, found: &Evaluation) -> Result<()> {

@@ -51,7 +51,11 @@ pub(super) fn run(args: &ExportArgs, terminal: &Terminal) -> Result<()> {
             let peft = PeftConfig {
                 base_model_name_or_path: named.or_else(|| prompt.meta.get("base_model").cloned()),
                 revision: None,
-                task_type: PeftTask::CausalLm,
+                task_type: config
+                    .as_ref()
+                    .map(PeftTask::of_model)
+                    .or_else(|| PeftTask::of_prompt(&prompt))
+                    .unwrap_or_default(),
                 num_layers: config.as_ref().map(|config| config.num_hidden_layers),
                 num_attention_heads: config.as_ref().map(|config| config.num_attention_heads),
                 init: PeftInit::Random,

@@ -7,7 +7,9 @@ mod bench;
 mod doctor;
 mod emit;
 mod eval;
+mod experiment;
 mod export;
+mod few_shot;
 mod generate;
 mod gradient;
 mod import;
@@ -17,7 +19,9 @@ mod members;
 mod options;
 mod prepare;
 mod profile;
+mod report;
 mod sweep;
+mod texts;
 mod train;
 
 use crate::error::{Error, Place, Problem, Result};
@@ -78,6 +82,7 @@ macro_rules! derived {
 
 const COMMANDS: &[Command] = &[
     Command { name: "train", build: train::command, run: train::run },
+    Command { name: "experiment", build: experiment::command, run: experiment::run },
     Command { name: "sweep", build: sweep::command, run: sweep::run },
     derived!("eval", eval::EvalArgs, "Score a prompt on labelled rows, or the model without one"),
     derived!("generate", generate::GenerateArgs, "Continue texts behind a prompt"),
@@ -87,6 +92,7 @@ const COMMANDS: &[Command] = &[
         inspect::InspectArgs,
         "Show what a model, prompt or checkpoint holds, or a prompt's nearest tokens"
     ),
+    derived!("report", report::ReportArgs, "Write a page that joins runs: tables, curves, nearest tokens"),
     derived!("export", export::ExportArgs, "Write a prompt in the form of another tool"),
     derived!("import", import::ImportArgs, "Turn a prompt of another tool into one of ours"),
     derived!(
@@ -289,7 +295,7 @@ mod tests {
     fn every_command_says_what_it_does_and_not_what_its_flags_do() {
         for (entry, built) in COMMANDS.iter().zip(command().get_subcommands()) {
             let about = built.get_about().map(ToString::to_string).unwrap_or_default();
-            let verbs = ["Tune", "Score", "Continue", "Write", "Show", "Turn", "Time", "Report"];
+            let verbs = ["Tune", "Train", "Score", "Continue", "Write", "Show", "Turn", "Time", "Report"];
             assert!(verbs.iter().any(|verb| about.starts_with(verb)), "{}: {about}", entry.name);
             assert!(built.get_long_about().is_none(), "{}", entry.name);
         }

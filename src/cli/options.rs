@@ -4,6 +4,7 @@ use crate::data::{Dataset, Encode, ExampleOptions, OnLong, Template};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::layout::{PromptMask, PromptOn};
 use crate::models::{Model, ModelOptions, WeightStorage};
 use crate::prompt::PromptFile;
 use crate::tensor::Tensor;
@@ -31,6 +32,12 @@ pub(crate) struct ComputeArgs {
     /// CPU threads; the result does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) threads: Option<u16>,
+    /// Where an encoder–decoder's prompt stands: as many rows on each for both
+    #[arg(long, value_parser = ["encoder", "decoder", "both"], default_value = "encoder")]
+    pub(crate) prompt_on: String,
+    /// What prompt rows on the encoder see: the input too, or each other only
+    #[arg(long, value_parser = ["full", "prompt_only"], default_value = "full")]
+    pub(crate) prompt_mask: String,
     /// mapped reads weights as the file stores them; widened keeps a copy in dtype
     #[arg(long, value_parser = ["mapped", "widened"], default_value = "mapped")]
     pub(crate) weights: String,
@@ -45,6 +52,8 @@ impl ComputeArgs {
         ModelOptions {
             dtype: DType::named(&self.dtype).unwrap_or_default(),
             weights: WeightStorage::named(&self.weights).unwrap_or_default(),
+            prompt_on: PromptOn::named(&self.prompt_on).unwrap_or_default(),
+            prompt_mask: PromptMask::named(&self.prompt_mask).unwrap_or_default(),
             ..ModelOptions::default()
         }
     }
@@ -72,10 +81,13 @@ pub(crate) struct DataArgs {
     /// Put between input and target where neither has white space there
     #[arg(long, value_name = "TEXT", default_value = " ", allow_hyphen_values = true)]
     pub(crate) separator: String,
-    /// Whether the end id follows every target made from text
-    #[arg(long)]
-    pub(crate) append_eos: bool,
-    /// The most tokens of input and target together; the model's own limit always holds
+    /// Whether the end id follows every target made from text; if not given, that of an encoder–decoder
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) append_eos: Option<bool>,
+    /// The most tokens of an encoder–decoder's target
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_target_length: Option<u32>,
+    /// The most tokens of input and target together, or of an encoder–decoder's input; the model's own limit always holds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_length: Option<u32>,
     /// What to do with longer rows; truncate cuts the start of the input
@@ -87,11 +99,13 @@ impl DataArgs {
     /// The options for a prompt of `prompt_rows` rows on `model`.
     pub(crate) fn options(&self, model: &Model, prompt_rows: usize) -> Result<ExampleOptions> {
         let parse = |text: &Option<String>| text.as_deref().map(Template::parse).transpose();
-        Ok(ExampleOptions {
+        let is_encoder_decoder = model.config().is_encoder_decoder();
+        ExampleOptions {
             template: parse(&self.template)?,
             target: parse(&self.target)?,
             separator: self.separator.clone(),
-            append_eos: self.append_eos,
+            append_eos: self.append_eos.unwrap_or(is_encoder_decoder),
+            max_target_length: self.max_target_length.map(|length| length as usize),
             max_length: longest(model, prompt_rows, self.max_length.map(|length| length as usize)),
             on_long: match self.on_long.as_str() {
                 "truncate" => OnLong::Truncate,
@@ -99,7 +113,8 @@ impl DataArgs {
                 _ => OnLong::Error,
             },
             vocab_size: model.config().vocab_size,
-        })
+        }
+        .for_model(is_encoder_decoder)
     }
 
     pub(crate) fn load(&self, path: &std::path::Path, model: &Model, prompt_rows: usize) -> Result<Dataset> {

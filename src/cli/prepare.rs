@@ -4,8 +4,9 @@
 use super::Terminal;
 use super::eval::{Limits, generated};
 use super::options::{encoder, left_out, longest};
+use super::texts::Texts;
 use crate::config::{Method, Metric, Precision, PromptInit, RecomputePolicy, TrainConfig, Weights};
-use crate::data::{Dataset, Example, ExampleOptions, PackOptions, TextEncoder};
+use crate::data::{Dataset, Example, ExampleOptions, TextEncoder};
 use crate::device::{Device, shown_bytes};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
@@ -36,7 +37,9 @@ pub(super) fn open_model(config: &TrainConfig) -> Result<Model> {
     };
     let trainable = config.method != Method::Prompt;
     let init_weights = config.init_weights;
-    Model::open(&config.model, &device, ModelOptions { dtype, weights, recompute, trainable, init_weights })
+    let (prompt_on, prompt_mask) = (config.prompt_on, config.prompt_mask);
+    let options = ModelOptions { dtype, weights, recompute, trainable, prompt_on, prompt_mask, init_weights };
+    Model::open(&config.model, &device, options)
 }
 
 /// Data files that were read. Runs that want the same rows share them.
@@ -45,27 +48,29 @@ pub(super) struct Files(Vec<File>);
 
 struct File {
     path: PathBuf,
-    is_packed: bool,
+    texts: Option<Texts>,
     options: ExampleOptions,
     rows: Arc<Dataset>,
 }
 
 impl Files {
-    fn load(&mut self, path: &Path, method: Method, options: &ExampleOptions, model: &Model) -> Result<Arc<Dataset>> {
-        let is_packed = method == Method::Pretrain;
-        let is_same = |file: &&File| file.path == path && file.is_packed == is_packed && file.options == *options;
+    fn load(
+        &mut self,
+        path: &Path,
+        texts: Option<Texts>,
+        options: &ExampleOptions,
+        model: &Model,
+    ) -> Result<Arc<Dataset>> {
+        let is_same = |file: &&File| file.path == path && file.texts == texts && file.options == *options;
         if let Some(file) = self.0.iter().find(is_same) {
             return Ok(Arc::clone(&file.rows));
         }
-        let rows = Arc::new(if is_packed {
-            let (template, max_length) = (options.template.clone(), options.max_length);
-            let pack = PackOptions { template, max_length, vocab_size: options.vocab_size };
-            model.device().run(|| Dataset::pack(path, &pack, model.require_tokenizer()?))?
-        } else {
-            Dataset::load(path, options, encoder(model))?
+        let rows = Arc::new(match &texts {
+            Some(texts) => model.device().run(|| texts.load(path, options, model.require_tokenizer()?))?,
+            None => Dataset::load(path, options, encoder(model))?,
         });
         let (path, options) = (path.to_path_buf(), options.clone());
-        self.0.push(File { path, is_packed, options, rows: Arc::clone(&rows) });
+        self.0.push(File { path, texts, options, rows: Arc::clone(&rows) });
         Ok(rows)
     }
 }
@@ -74,26 +79,26 @@ impl Files {
 pub(super) struct Data {
     pub(super) train: Arc<Dataset>,
     pub(super) held_out: Option<Arc<Dataset>>,
-    options: ExampleOptions,
+    pub(super) options: ExampleOptions,
 }
 
 impl Data {
     /// The rows that `config` names, for `model`.
     pub(super) fn load(config: &TrainConfig, model: &Model, files: &mut Files) -> Result<Self> {
         let limit = model.config().max_position_embeddings;
-        let prompt_rows = prompt_rows(config);
+        let prompt_rows = config.prompt_rows();
         if prompt_rows >= limit {
             let place = Place::item("num_virtual_tokens");
             let expected = format!("fewer than {limit}, the model's positions");
             return Err(Error::config(place, expected, prompt_rows.to_string())
                 .hint("prompt and text share the model's positions"));
         }
-        let mut options = config.example_options(model.config().vocab_size)?;
+        let mut options = config.example_options(model.config())?;
         options.max_length = longest(model, prompt_rows, Some(config.max_length));
-        let mut load = |path: &Path| files.load(path, config.method, &options, model);
-        let all = load(&config.train_file)?;
+        let texts = Texts::of(config, model)?;
+        let all = files.load(&config.train_file, texts, &options, model)?;
         let (train, held_out) = match &config.eval_file {
-            Some(path) => (all, Some(load(path)?)),
+            Some(path) => (all, Some(files.load(path, texts.map(Texts::held_out), &options, model)?)),
             None if config.eval_fraction > 0.0 => {
                 let all = Arc::unwrap_or_clone(all);
                 let (train, held_out) = all.split(config.eval_fraction, config.seed)?;
@@ -114,11 +119,6 @@ impl Data {
             }
         }
     }
-}
-
-/// Rows of the prompt that is trained: none where weights are.
-pub(super) fn prompt_rows(config: &TrainConfig) -> usize {
-    if config.method == Method::Prompt { config.num_virtual_tokens } else { 0 }
 }
 
 /// The training of `config` on `model`, with its `data`.
@@ -159,7 +159,7 @@ impl Largest {
     }
 
     fn stream(&self, config: &TrainConfig) -> Stream {
-        Stream::even(prompt_rows(config), self.examples, self.tokens, self.labels)
+        Stream::even(config.prompt_rows(), self.examples, self.tokens, self.labels)
     }
 }
 
@@ -189,7 +189,7 @@ pub(super) fn fit_into(
     train_set: &Dataset,
     terminal: &Terminal,
 ) -> Result<()> {
-    let (prompt_rows, largest) = (prompt_rows(config), Largest::of(config, train_set));
+    let (prompt_rows, largest) = (config.prompt_rows(), Largest::of(config, train_set));
     let Largest { examples, tokens, labels } = largest;
     let setup = Setup::of(model);
     if config.recompute == RecomputePolicy::Auto {
@@ -230,10 +230,16 @@ fn first_prompt(config: &TrainConfig, model: &Model, data: &Data) -> Result<Vec<
             Init::File(&file)
         }
     };
-    initial_prompt(model, config.num_virtual_tokens, init, config.seed)
+    initial_prompt(model, config.prompt_rows(), init, config.seed)
 }
 
-fn labels_of(config: &TrainConfig, model: &Model, dataset: &Dataset, options: &ExampleOptions) -> Result<Labels> {
+/// The labels of a task: those given, else those found in `dataset`.
+pub(super) fn labels_of(
+    config: &TrainConfig,
+    model: &Model,
+    dataset: &Dataset,
+    options: &ExampleOptions,
+) -> Result<Labels> {
     let encoder = encoder(model).map(|tokenizer| TextEncoder::new(tokenizer, options)).transpose()?;
     match encoder {
         Some(encoder) if !config.labels.is_empty() => Labels::encode(&config.labels, &encoder),

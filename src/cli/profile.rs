@@ -143,6 +143,8 @@ impl ProfileArgs {
             dtype: self.dtype().to_string(),
             threads: self.threads,
             weights: self.weights.clone(),
+            prompt_on: "encoder".to_owned(),
+            prompt_mask: "full".to_owned(),
         }
     }
 

@@ -39,8 +39,13 @@ pub(super) fn with_keys(command: clap::Command) -> clap::Command {
 
 /// The flags as key and value; a repeated list flag is one list.
 pub(super) fn flags(matches: &ArgMatches) -> Result<Vec<(String, String)>> {
+    flags_but(matches, &[])
+}
+
+/// [`flags`], without those of the keys in `others`.
+pub(super) fn flags_but(matches: &ArgMatches, others: &[&str]) -> Result<Vec<(String, String)>> {
     let mut flags = Vec::new();
-    for key in KEYS {
+    for key in KEYS.iter().filter(|key| !others.contains(&key.name)) {
         let Some(values) = matches.get_many::<String>(key.name) else { continue };
         let values: Vec<&String> = values.collect();
         let text = match values.as_slice() {
@@ -102,7 +107,7 @@ pub(super) fn signals() -> Result<Arc<AtomicUsize>> {
 /// A progress bar on a terminal, lines elsewhere; lines alone for one of several runs.
 pub(super) struct Watcher<'a> {
     terminal: &'a Terminal,
-    bar: ProgressBar,
+    pub(super) bar: ProgressBar,
     every: u64,
     seen: Seen,
     /// What its lines begin with.
@@ -122,7 +127,7 @@ struct Seen {
 }
 
 impl<'a> Watcher<'a> {
-    fn new(terminal: &'a Terminal, every: u64) -> Self {
+    pub(super) fn new(terminal: &'a Terminal, every: u64) -> Self {
         let shows = !terminal.quiet && std::io::stderr().is_terminal();
         let target = if shows { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);

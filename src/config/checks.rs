@@ -1,6 +1,6 @@
 //! Keys that contradict each other.
 
-use super::{Method, Metric, Optim, PromptInit, RecomputePolicy, Resolved, Source};
+use super::{Method, Metric, Objective, Optim, PromptInit, RecomputePolicy, Resolved};
 use crate::device::{Device, parse_bytes};
 use crate::{Error, Result};
 
@@ -8,6 +8,7 @@ use crate::{Error, Result};
 pub(super) fn check(resolved: &Resolved) -> Result<()> {
     check_device(resolved)?;
     check_method(resolved)?;
+    check_objective(resolved)?;
     check_memory(resolved)?;
     check_init(resolved)?;
     check_evaluation(resolved)?;
@@ -37,13 +38,15 @@ fn check_method(resolved: &Resolved) -> Result<()> {
     // There is no prompt to be shaped.
     let of_prompts = [
         "num_virtual_tokens",
+        "prompt_on",
+        "prompt_mask",
         "prompt_tuning_init",
         "prompt_tuning_init_text",
         "prompt_init_file",
         "init_top_k",
         "init_range",
     ];
-    if let Some(key) = of_prompts.into_iter().find(|key| !matches!(resolved.source(key), Source::Default)) {
+    if let Some(key) = of_prompts.into_iter().find(|key| resolved.is_chosen(key)) {
         return Err(Error::config(resolved.place(key), format!("method = prompt beside {key}"), method)
             .hint(format!("{method} has no prompt: remove {key}")));
     }
@@ -53,6 +56,36 @@ fn check_method(resolved: &Resolved) -> Result<()> {
     if config.method == Method::Pretrain && config.metric_for_best_model != Metric::Loss {
         return Err(Error::config(resolved.place("metric_for_best_model"), "loss for method = pretrain", "another")
             .hint("texts have no labels"));
+    }
+    Ok(())
+}
+
+/// Keys of pretraining beside another method or objective.
+fn check_objective(resolved: &Resolved) -> Result<()> {
+    let config = &resolved.config;
+    if config.method != Method::Pretrain && resolved.is_chosen("objective") {
+        return Err(Error::config(resolved.place("objective"), "method = pretrain beside objective", "another")
+            .hint("prompt and full learn each row's target: remove objective"));
+    }
+    let (spans, prefixes) = (&[Objective::SpanCorruption][..], &[Objective::PrefixLm][..]);
+    let both = &[Objective::SpanCorruption, Objective::PrefixLm][..];
+    for (key, objectives) in
+        [("noise_density", spans), ("mean_noise_span_length", spans), ("prefix_cut", prefixes), ("corruptions", both)]
+    {
+        if resolved.is_chosen(key) && !objectives.contains(&config.objective) {
+            let names: Vec<&str> = objectives.iter().map(|objective| objective.name()).collect();
+            let expected = format!("objective = {} beside {key}", names.join(" or "));
+            return Err(Error::config(resolved.place(key), expected, config.objective.name())
+                .hint(format!("remove {key}, or set objective")));
+        }
+    }
+    if config.corruptions > 1 && config.eval_fraction > 0.0 {
+        return Err(Error::config(
+            resolved.place("corruptions"),
+            "1 beside eval_fraction",
+            config.corruptions.to_string(),
+        )
+        .hint("other corruptions of a held-out text would be trained on: give held-out texts as eval_file"));
     }
     Ok(())
 }

@@ -77,6 +77,10 @@ const BELOW_ONE: Range =
     Range { low: 0.0, includes_low: true, high: 1.0, includes_high: false, said: "a number ≥ 0 and < 1" };
 const UP_TO_ONE: Range =
     Range { low: 0.0, includes_low: false, high: 1.0, includes_high: true, said: "a number > 0 and ≤ 1" };
+const SHARE: Range =
+    Range { low: 0.0, includes_low: false, high: 1.0, includes_high: false, said: "a number > 0 and < 1" };
+const AT_LEAST_ONE: Range =
+    Range { low: 1.0, includes_low: true, high: f64::MAX, includes_high: true, said: "a number ≥ 1" };
 
 /// Steps, tokens, rows: no machine has more.
 const MANY: u64 = 1 << 40;
@@ -122,13 +126,27 @@ pub const KEYS: &[Key] = &[
     ),
     key("target", "TEXT", Kind::Template, Unset, "The target's text, as in \"{label}\"; unset: the field `target`"),
     key("separator", "TEXT", Text, Is(" "), "Put between input and target where neither has white space there"),
-    key("append_eos", "BOOL", Bool, Is("false"), "Whether the end id follows every target made from text"),
+    key(
+        "append_eos",
+        "BOOL",
+        Bool,
+        Unset,
+        "Whether the end id follows every target made from text; unset: if the model is an encoder–decoder",
+    ),
     key(
         "max_length",
         "N",
         Integer(1, MANY),
         Is("512"),
-        "The most tokens of input and target together, prompt rows not counted; to pretrain, the tokens of an example",
+        "The most tokens of input and target together, prompt rows not counted; of the input of an encoder–decoder; to \
+         pretrain, the tokens of an example",
+    ),
+    key(
+        "max_target_length",
+        "N",
+        Integer(1, MANY),
+        Unset,
+        "The most tokens of a target of an encoder–decoder, on its decoder; unset: 512",
     ),
     key(
         "on_long",
@@ -137,8 +155,51 @@ pub const KEYS: &[Key] = &[
         Is("error"),
         "What to do with longer rows; truncate cuts the start of the input",
     ),
+    key(
+        "objective",
+        "next_token|span_corruption|prefix_lm",
+        Choice(&["next_token", "span_corruption", "prefix_lm"]),
+        Is("next_token"),
+        "What pretrain teaches: next_token, of causal models; span_corruption or prefix_lm, of encoder-decoders",
+    ),
+    key("noise_density", "X", Number(SHARE), Is("0.15"), "The share of tokens that span_corruption cuts out"),
+    key(
+        "mean_noise_span_length",
+        "X",
+        Number(AT_LEAST_ONE),
+        Is("3"),
+        "The mean length in tokens of the spans that span_corruption cuts out",
+    ),
+    key(
+        "prefix_cut",
+        "uniform|middle",
+        Choice(&["uniform", "middle"]),
+        Is("uniform"),
+        "Where prefix_lm cuts a piece of text: uniform, anywhere with the same chance, or middle",
+    ),
+    key(
+        "corruptions",
+        "N",
+        Integer(1, 1 << 20),
+        Is("1"),
+        "Examples made of each piece of train_file by span_corruption or prefix_lm, each another; an epoch has all of them",
+    ),
     key("labels", "LIST", Texts, Is(""), "The labels to rank; empty: those found in the data"),
     key("num_virtual_tokens", "N", Integer(1, 1 << 20), Is("20"), "The prompt's length in rows"),
+    key(
+        "prompt_on",
+        "encoder|decoder|both",
+        Choice(&["encoder", "decoder", "both"]),
+        Is("encoder"),
+        "Where an encoder–decoder's prompt stands: encoder, decoder, or both, with as many rows on each",
+    ),
+    key(
+        "prompt_mask",
+        "full|prompt_only",
+        Choice(&["full", "prompt_only"]),
+        Is("full"),
+        "What prompt rows on the encoder see: full: the input too; prompt_only: each other, so that all examples share them",
+    ),
     key(
         "prompt_tuning_init",
         "HOW",

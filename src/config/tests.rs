@@ -96,6 +96,50 @@ fn the_saved_file_reads_back_as_the_same_run() {
 }
 
 #[test]
+fn a_saved_file_of_every_method_reads_back() {
+    let span =
+        [("method", "pretrain"), ("objective", "span_corruption"), ("noise_density", "0.3"), ("corruptions", "4")];
+    let prefix = [("method", "pretrain"), ("objective", "prefix_lm"), ("prefix_cut", "middle")];
+    for flags in [&[("method", "full")][..], &[("method", "pretrain")], &span, &prefix] {
+        let first = resolve("", &[], flags).unwrap().config;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("saved.toml");
+        std::fs::write(&path, first.to_toml().unwrap()).unwrap();
+        let second = TrainConfig::resolve(Some(&path), std::iter::empty(), vec![]).unwrap().config;
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn keys_of_pretraining_stand_beside_what_they_are_for() {
+    let pretrain = |objective, key, value| {
+        [("method", "pretrain"), ("objective", objective), (key, value)].map(|(k, v): (&str, &str)| (k, v))
+    };
+    for (flags, wanted) in [
+        (&[("objective", "prefix_lm")][..], "--objective: expected method = pretrain beside objective"),
+        (&[("noise_density", "0.3")], "expected objective = span_corruption beside noise_density, got next_token"),
+        (
+            &pretrain("prefix_lm", "mean_noise_span_length", "2"),
+            "objective = span_corruption beside mean_noise_span_length",
+        ),
+        (
+            &pretrain("span_corruption", "prefix_cut", "middle"),
+            "objective = prefix_lm beside prefix_cut, got span_corruption",
+        ),
+        (&pretrain("next_token", "corruptions", "2"), "objective = span_corruption or prefix_lm beside corruptions"),
+        (&pretrain("span_corruption", "noise_density", "1"), "a number > 0 and < 1"),
+        (&pretrain("span_corruption", "mean_noise_span_length", "0.5"), "a number ≥ 1"),
+        (
+            &[("method", "pretrain"), ("objective", "prefix_lm"), ("corruptions", "2"), ("eval_fraction", "0.1")],
+            "1 beside eval_fraction, got 2",
+        ),
+    ] {
+        let error = refused("", &[], flags);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
 fn the_table_and_the_struct_have_the_same_keys_in_the_same_order() {
     let flags = [
         ("template", "t"),
@@ -108,6 +152,8 @@ fn the_table_and_the_struct_have_the_same_keys_in_the_same_order() {
         ("early_stopping_patience", "1"),
         ("threads", "1"),
         ("memory_limit", "1GiB"),
+        ("append_eos", "true"),
+        ("max_target_length", "1"),
     ];
     let mut config = resolve("", &[], &flags).unwrap().config;
     (config.prompt_init_file, config.init_weights) = (Some("f".into()), Some(1));
@@ -213,7 +259,7 @@ fn every_kind_takes_what_it_is() {
     assert_eq!((config.learning_rate, config.max_steps, config.threads), (1.0, None, None));
     assert_eq!((config.labels, config.report_to), (vec!["a".to_owned(), "b".to_owned()], vec![]));
     assert_eq!((config.resume, config.prompt_tuning_init), (Resume::Last(true), PromptInit::Random));
-    assert!(config.append_eos);
+    assert_eq!(config.append_eos, Some(true));
 }
 
 #[test]
@@ -295,7 +341,8 @@ fn templates_are_checked_and_handed_on() {
     let error = refused("template = 'a {b'", &[], &[]);
     assert!(error.contains("template: expected a template") && error.contains("character 3"), "{error}");
     let config = resolve("template = 'no field'\ntarget = '{y}'\nmax_length = 7", &[], &[]).unwrap().config;
-    let options = config.example_options(50).unwrap();
+    let sizes = ModelConfig { vocab_size: 50, ..ModelConfig::named("gpt2").unwrap() };
+    let options = config.example_options(&sizes).unwrap();
     assert_eq!(options.target, Some(Template::field("y")));
     assert_eq!(options.template.unwrap().fields().count(), 0);
     assert_eq!((options.max_length, options.vocab_size, options.append_eos), (7, 50, false));

@@ -54,12 +54,17 @@ pub struct ExampleOptions {
     pub template: Option<Template>,
     /// The target's text; without it the field `target`.
     pub target: Option<Template>,
-    /// Put between input and target where neither has white space there; part of the target's tokens.
+    /// Put between input and target where neither has white space there; part of the target's tokens. Nothing stands
+    /// between them where each is a sequence of its own.
     pub separator: String,
     /// Whether the tokenizer's end id follows every target made from text.
     pub append_eos: bool,
-    /// The most tokens of input and target together; prompt rows are not counted.
+    /// The most tokens of input and target together, or of the input where each is a sequence of its own; prompt rows are
+    /// not counted.
     pub max_length: usize,
+    /// Given if input and target are sequences of their own, as an encoder–decoder reads and writes them: the most tokens
+    /// of the target. The end id then follows the input too, where the tokenizer puts one.
+    pub max_target_length: Option<usize>,
     /// What to do with longer rows.
     pub on_long: OnLong,
     /// Every id must be below it.
@@ -75,9 +80,44 @@ impl Default for ExampleOptions {
             separator: " ".to_owned(),
             append_eos: false,
             max_length: 512,
+            max_target_length: None,
             on_long: OnLong::Error,
             vocab_size: u32::MAX as usize,
         }
+    }
+}
+
+impl ExampleOptions {
+    /// The most tokens of an encoder–decoder's target where nobody says.
+    const MAX_TARGET_LENGTH: usize = 512;
+
+    /// The same for an encoder–decoder, or for a causal model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an option that means nothing to this kind of model.
+    pub fn for_model(mut self, is_encoder_decoder: bool) -> Result<Self> {
+        match (is_encoder_decoder, self.max_target_length) {
+            (false, Some(length)) => {
+                let place = Place::item("max_target_length");
+                return Err(Error::config(
+                    place,
+                    "an encoder–decoder beside it",
+                    format!("a causal model and {length}"),
+                )
+                .hint("a causal model has input and target in one sequence, of max_length tokens: leave it out"));
+            }
+            (false, None) => {}
+            (true, length) => {
+                if self.separator != Self::default().separator {
+                    let place = Place::item("separator");
+                    let got = format!("an encoder–decoder and {:?}", self.separator);
+                    return Err(Error::config(place, "a causal model beside it", got)
+                        .hint("input and target are sequences of their own: remove separator"));
+                }
+                self.max_target_length = Some(length.unwrap_or(Self::MAX_TARGET_LENGTH));
+            }
+        }
+        Ok(self)
     }
 }
 
@@ -240,7 +280,21 @@ impl<'a> ExampleMaker<'a> {
     fn fit(&self, mut example: Example, kept: usize, names: [&str; 2]) -> Result<Made> {
         self.check_ids(&example.input_ids, names[0])?;
         self.check_ids(&example.target_ids, names[1])?;
-        let limit = self.options.max_length;
+        let mut limit = self.options.max_length;
+        if let Some(of_target) = self.options.max_target_length {
+            let target = example.target_ids.len();
+            if target > of_target && self.options.on_long != OnLong::Skip {
+                let place = Place::default().of(names[1]);
+                let expected = format!("at most {of_target} tokens on the decoder");
+                return Err(Error::input(place, expected, target.to_string())
+                    .hint("a target is never cut: raise max_target_length, or set on_long to skip"));
+            }
+            if target > of_target {
+                return Ok(Made::TooLong);
+            }
+            // What follows counts both.
+            limit = limit.saturating_add(target);
+        }
         if example.tokens() <= limit {
             return Ok(Made::Whole(example));
         }
@@ -248,8 +302,11 @@ impl<'a> ExampleMaker<'a> {
             OnLong::Skip => Ok(Made::TooLong),
             OnLong::Error => Err(Error::input(
                 Place::default(),
-                format!("at most {limit} tokens"),
-                format!("{} of input and {} of target", example.input_ids.len(), example.target_ids.len()),
+                format!("at most {} tokens", self.options.max_length),
+                match self.options.max_target_length {
+                    Some(_) => format!("{} of input", example.input_ids.len()),
+                    None => format!("{} of input and {} of target", example.input_ids.len(), example.target_ids.len()),
+                },
             )
             .hint("raise max_length, or set on_long to truncate or skip")),
             OnLong::Truncate if example.target_ids.len() > limit => Err(Error::input(

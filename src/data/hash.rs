@@ -16,6 +16,25 @@ pub(crate) const fn extend(state: u64, word: u64) -> u64 {
     splitmix64(state ^ splitmix64(word))
 }
 
+/// Random numbers, one after another, each the hash of a state and how many there were.
+pub(super) struct Draws {
+    state: u64,
+    count: u64,
+}
+
+impl Draws {
+    pub(super) const fn new(state: u64) -> Self {
+        Self { state, count: 0 }
+    }
+
+    /// A whole number below `bound`, each as likely as the others but for one part in 2⁶⁴⁄bound.
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        let number = extend(self.state, self.count);
+        self.count += 1;
+        ((u128::from(number) * bound as u128) >> 64) as usize
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -25,6 +44,20 @@ mod tests {
         // The reference generator's first outputs from the state 0.
         assert_eq!(splitmix64(0), 0xE220_A839_7B1D_CDAF);
         assert_eq!(splitmix64(0x9E37_79B9_7F4A_7C15), 0x6E78_9E6A_A1B9_65F4);
+    }
+
+    #[test]
+    fn draws_are_even_and_repeat() {
+        let drawn = |state| {
+            let mut draws = Draws::new(state);
+            (0..6000).map(|_| draws.below(6)).collect::<Vec<_>>()
+        };
+        for side in 0..6 {
+            let times = drawn(1).iter().filter(|&&number| number == side).count();
+            assert!((850..1150).contains(&times), "{side}: {times}");
+        }
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
     }
 
     #[test]

@@ -14,7 +14,9 @@ mod hash;
 mod json;
 mod order;
 mod packed;
+mod prefix_lm;
 mod records;
+mod span_corruption;
 mod split;
 mod template;
 mod text;
@@ -23,7 +25,9 @@ pub mod tokenizer;
 pub use example::{Dataset, Example, ExampleOptions, OnLong, Skipped};
 pub use order::{Batch, Batches, Cursor, EpochOrder};
 pub use packed::PackOptions;
+pub use prefix_lm::PrefixCut;
 pub use records::{Record, RecordReader, read_records};
+pub use span_corruption::{PieceOptions, SpanCorruption};
 pub use template::Template;
 pub use text::TextEncoder;
 
@@ -45,6 +49,16 @@ pub trait Encode: Sync {
 
     /// Whether the model was trained with the beginning id in front of every text.
     fn adds_bos(&self) -> bool;
+
+    /// The id of a token as the vocabulary writes it, if it is one.
+    fn token_id(&self, _token: &str) -> Option<u32> {
+        None
+    }
+
+    /// Whether its tokenizer puts the end id behind every text.
+    fn adds_eos(&self) -> bool {
+        false
+    }
 }
 
 impl Encode for tokenizer::Tokenizer {
@@ -62,5 +76,13 @@ impl Encode for tokenizer::Tokenizer {
 
     fn adds_bos(&self) -> bool {
         self.adds_bos()
+    }
+
+    fn token_id(&self, token: &str) -> Option<u32> {
+        self.id(token)
+    }
+
+    fn adds_eos(&self) -> bool {
+        self.adds_eos()
     }
 }

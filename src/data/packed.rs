@@ -43,48 +43,74 @@ impl Dataset {
         if length < 2 {
             return Err(Error::config(Place::item("max_length"), "at least 2 tokens", length.to_string()));
         }
-        let pieces = pieces(path, options)?;
-        let encoded = pieces.par_iter().map(|piece| {
-            let mut ids = tokenizer.encode(&piece.text)?;
-            if piece.begins && tokenizer.adds_bos() {
-                ids.splice(0..0, tokenizer.bos_id());
-            }
-            if piece.ends {
-                ids.extend(tokenizer.eos_id());
-            }
-            match ids.iter().find(|&&id| id as usize >= options.vocab_size) {
-                Some(id) => {
-                    Err(Error::input(Place::default(), format!("ids below {}", options.vocab_size), id.to_string())
-                        .hint("the tokenizer belongs to another model"))
-                }
-                None => Ok((piece.line, ids)),
-            }
-        });
-        // The earliest error is told, whatever the threads.
-        let encoded: Vec<Result<(u64, Vec<u32>)>> = encoded.collect();
-        let mut stream: Vec<(u64, u32)> = Vec::new();
-        for (piece, encoded) in pieces.iter().zip(encoded) {
-            let (line, ids) = encoded.map_err(|error| error.in_file(path).on_line(piece.line))?;
-            stream.extend(ids.into_iter().map(|id| (line, id)));
-        }
+        let texts = Texts { template: options.template.as_ref(), vocab_size: options.vocab_size, are_marked: true };
+        let stream = texts.read(path, tokenizer)?;
         let examples: Vec<Example> = stream
             .chunks(length)
             .filter(|chunk| chunk.len() > 1)
             .map(|chunk| Example {
-                input_ids: vec![chunk[0].1],
-                target_ids: chunk[1..].iter().map(|&(_, id)| id).collect(),
-                line: chunk[0].0,
+                input_ids: vec![chunk[0].id],
+                target_ids: chunk[1..].iter().map(|token| token.id).collect(),
+                line: chunk[0].line,
                 target_text: None,
             })
             .collect();
-        if examples.is_empty() {
-            return Err(Error::input(Place::file(path), "texts of at least two tokens", stream.len().to_string()));
-        }
         Ok(Self { path: path.to_path_buf(), examples, skipped: Skipped::default() })
     }
 }
 
-fn pieces(path: &Path, options: &PackOptions) -> Result<Vec<Piece>> {
+/// How a file's texts become one row of tokens.
+pub(super) struct Texts<'a> {
+    /// A row's text; without it the field `text`.
+    pub(super) template: Option<&'a Template>,
+    /// Every id must be below it.
+    pub(super) vocab_size: usize,
+    /// Whether texts begin and end with the tokenizer's ids for it.
+    pub(super) are_marked: bool,
+}
+
+/// A token and the line of its text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Token {
+    pub(super) line: u64,
+    pub(super) id: u32,
+}
+
+impl Texts<'_> {
+    /// The tokens of all texts, one text after another; at least two.
+    pub(super) fn read(&self, path: &Path, tokenizer: &dyn Encode) -> Result<Vec<Token>> {
+        let pieces = pieces(path, self.template)?;
+        let encoded = pieces.par_iter().map(|piece| {
+            let mut ids = tokenizer.encode(&piece.text)?;
+            if self.are_marked && piece.begins && tokenizer.adds_bos() {
+                ids.splice(0..0, tokenizer.bos_id());
+            }
+            if self.are_marked && piece.ends {
+                ids.extend(tokenizer.eos_id());
+            }
+            match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+                Some(id) => {
+                    Err(Error::input(Place::default(), format!("ids below {}", self.vocab_size), id.to_string())
+                        .hint("the tokenizer belongs to another model"))
+                }
+                None => Ok(ids),
+            }
+        });
+        // The earliest error is told, whatever the threads.
+        let encoded: Vec<Result<Vec<u32>>> = encoded.collect();
+        let mut stream = Vec::new();
+        for (piece, encoded) in pieces.iter().zip(encoded) {
+            let ids = encoded.map_err(|error| error.in_file(path).on_line(piece.line))?;
+            stream.extend(ids.into_iter().map(|id| Token { line: piece.line, id }));
+        }
+        if stream.len() < 2 {
+            return Err(Error::input(Place::file(path), "texts of at least two tokens", stream.len().to_string()));
+        }
+        Ok(stream)
+    }
+}
+
+fn pieces(path: &Path, template: Option<&Template>) -> Result<Vec<Piece>> {
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt")) {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
         // By paragraphs, which can be tokenised in parallel.
@@ -102,7 +128,7 @@ fn pieces(path: &Path, options: &PackOptions) -> Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     for record in RecordReader::open(path)? {
         let record = record?;
-        let text = match &options.template {
+        let text = match template {
             Some(template) => template.render(&record).map_err(|error| error.in_file(path).on_line(record.line))?,
             None => match record.fields.get("text") {
                 Some(Value::String(text)) => text.clone(),

@@ -9,12 +9,16 @@ use crate::{Error, Result};
 ///
 /// The two are tokenised apart, because at inference the input stands alone; the separator between them belongs to the
 /// target, because a byte-level BPE has a word's leading space in the word's token (`" cat"` is one token, `"cat"`
-/// another).
+/// another). Where they are sequences of their own, as an encoder–decoder has them, each stands alone.
 pub struct TextEncoder<'a> {
     tokenizer: &'a dyn Encode,
     separator: String,
     bos: Option<u32>,
     eos: Option<u32>,
+    /// What the tokenizer puts behind an input that is a sequence of its own.
+    input_end: Option<u32>,
+    /// Whether input and target are sequences of their own.
+    is_apart: bool,
     marks_starts: bool,
 }
 
@@ -41,10 +45,13 @@ impl<'a> TextEncoder<'a> {
             None
         };
         let marks_starts = marks_starts(tokenizer)?;
-        Ok(Self { tokenizer, separator: options.separator.clone(), bos, eos, marks_starts })
+        let is_apart = options.max_target_length.is_some();
+        let input_end = tokenizer.eos_id().filter(|_| is_apart && tokenizer.adds_eos());
+        Ok(Self { tokenizer, separator: options.separator.clone(), bos, eos, input_end, is_apart, marks_starts })
     }
 
-    /// The ids of an input: the beginning id where the model has one, then the text's. May be empty.
+    /// The ids of an input: the beginning id where the model has one, then the text's, and the end id of an input that is a
+    /// sequence of its own. May be empty.
     ///
     /// # Errors
     /// What the tokenizer refuses.
@@ -53,6 +60,7 @@ impl<'a> TextEncoder<'a> {
         if !text.is_empty() {
             ids.extend(self.tokenizer.encode(text)?);
         }
+        ids.extend(self.input_end);
         Ok(ids)
     }
 
@@ -73,9 +81,10 @@ impl<'a> TextEncoder<'a> {
             return Err(Error::input(Place::default(), "a target of at least one token", "an empty text")
                 .hint("give the row a label, or remove it"));
         }
-        let spaced = input.ends_with(char::is_whitespace) || target.starts_with(char::is_whitespace);
+        let spaced = self.is_apart || input.ends_with(char::is_whitespace) || target.starts_with(char::is_whitespace);
         let joined = if spaced { target.to_owned() } else { format!("{}{target}", self.separator) };
-        let mut ids = self.tokenizer.encode(self.continuation(&joined))?;
+        let text = if self.is_apart { target } else { self.continuation(&joined) };
+        let mut ids = self.tokenizer.encode(text)?;
         if ids.is_empty() {
             return Err(Error::input(
                 Place::default(),

@@ -111,6 +111,58 @@ fn lines_until(bytes: &[u8], step: u64) -> Result<Vec<u8>> {
     Ok(kept)
 }
 
+/// One line of a log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// The step it is of.
+    pub step: u64,
+    /// What was measured: "train", "eval".
+    pub split: String,
+    /// When it was written, in seconds since 1970.
+    pub time: f64,
+    /// The metrics by name; one that was not finite is NaN.
+    pub metrics: Vec<(String, f64)>,
+}
+
+impl Line {
+    /// The metric called `name`.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.metrics.iter().find(|(known, _)| known == name).map(|&(_, value)| value)
+    }
+}
+
+/// The lines of the log at `path`. Half a line at its end, which a killed process leaves, is passed over.
+///
+/// # Errors
+/// `Input` naming the line where one is no JSON object of a step, a split, a time and numbers; `Io` where the system refuses.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<Line>> {
+    let path = path.as_ref();
+    let bytes = storage::read_limited(path, MAX_BYTES)?;
+    let whole = bytes.split_inclusive(|&b| b == b'\n').enumerate().filter(|(_, line)| line.ends_with(b"\n"));
+    let parse = |(index, line): (usize, &[u8])| {
+        parsed(line).ok_or_else(|| {
+            let got = String::from_utf8_lossy(line).trim().chars().take(80).collect::<String>();
+            let expected = "a JSON object with a step, a split, a time and numbers";
+            Error::input(Place::file(path).at_line(index as u64 + 1), expected, got).hint("mend or remove the line")
+        })
+    };
+    whole.map(parse).collect()
+}
+
+fn parsed(line: &[u8]) -> Option<Line> {
+    let object: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    let metrics = object.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str())).map(|(name, value)| {
+        let number = if value.is_null() { Some(f64::NAN) } else { value.as_f64() };
+        Some((name.clone(), number?))
+    });
+    Some(Line {
+        step: object.get("step")?.as_u64()?,
+        split: object.get("split")?.as_str()?.to_owned(),
+        time: object.get("time")?.as_f64()?,
+        metrics: metrics.collect::<Option<_>>()?,
+    })
+}
+
 /// The lines of a log, without their times: what two runs of equal results have in common.
 ///
 /// # Errors
@@ -158,6 +210,24 @@ mod tests {
         assert_eq!(lines, without_times(&whole).unwrap());
         assert_eq!(lines[2], json!({"step": 2, "split": "eval", "accuracy": 0.25, "loss": null}));
         assert_eq!(lines.len(), 12);
+    }
+
+    #[test]
+    fn lines_are_read_back_and_a_damaged_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.jsonl");
+        run(&mut MetricsLog::create(&path).unwrap(), 1..3);
+        let mut torn = OpenOptions::new().append(true).open(&path).unwrap();
+        torn.write_all(b"{\"step\": 4, \"los").unwrap();
+        let lines = read(&path).unwrap();
+        assert_eq!(lines.iter().map(|line| line.step).collect::<Vec<_>>(), [1, 2, 2]);
+        assert_eq!((lines[0].metric("loss"), lines[0].metric("none")), (Some(0.5), None));
+        assert!(lines[2].split == "eval" && lines[2].metric("loss").is_some_and(f64::is_nan));
+        for bad in ["[]", "{\"step\":1}", "{\"step\":1,\"split\":\"eval\",\"time\":1,\"loss\":\"low\"}", "\u{fffd}"] {
+            fs::write(&path, format!("{bad}\n")).unwrap();
+            let error = read(&path).unwrap_err();
+            assert!(error.exit_code() == 4 && error.to_string().contains("m.jsonl:1"), "{error}");
+        }
     }
 
     #[test]

@@ -18,6 +18,10 @@ pub enum Family {
     Qwen2,
     /// GPT-2.
     Gpt2,
+    /// T5 of all versions, LM-adapted and Flan among them, and ByT5.
+    T5,
+    /// mT5.
+    Mt5,
 }
 
 impl Family {
@@ -27,6 +31,8 @@ impl Family {
             "mistral" => Self::Mistral,
             "qwen2" => Self::Qwen2,
             "gpt2" => Self::Gpt2,
+            "t5" => Self::T5,
+            "mt5" => Self::Mt5,
             _ => return None,
         })
     }
@@ -38,6 +44,8 @@ impl Family {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Gpt2 => "gpt2",
+            Self::T5 => "t5",
+            Self::Mt5 => "mt5",
         }
     }
 }
@@ -74,7 +82,7 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Width inside the MLP.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Layers; of an encoder–decoder those of the encoder.
     pub num_hidden_layers: usize,
     /// Query heads.
     pub num_attention_heads: usize,
@@ -84,12 +92,15 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Tokens of the vocabulary.
     pub vocab_size: usize,
-    /// Positions the model can tell apart; a sliding window counts as a limit.
+    /// Positions the model can tell apart; a sliding window counts as a limit. Where distances alone count, more than fit
+    /// into any memory.
     pub max_position_embeddings: usize,
     /// ε of the norms.
     pub norm_epsilon: f64,
     /// The MLP's function.
     pub activation: Activation,
+    /// Whether the MLP has a gate, `f(gate) ∘ up`, rather than `f(up)` alone.
+    pub is_gated: bool,
     /// Base θ of the rotary embedding.
     pub rope_theta: f64,
     /// How it is stretched.
@@ -102,7 +113,27 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Whether the MLP has biases.
     pub mlp_bias: bool,
+    /// What an encoder–decoder has besides.
+    pub encoder_decoder: Option<EncoderDecoderConfig>,
 }
+
+/// What an encoder–decoder has that a causal model has not, under Hugging Face's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderDecoderConfig {
+    /// Layers of the decoder.
+    pub num_decoder_layers: usize,
+    /// The token that every label begins behind.
+    pub decoder_start_token_id: u32,
+    /// Distances that the bias of attention tells apart.
+    pub relative_attention_num_buckets: usize,
+    /// From where on distances are not told apart.
+    pub relative_attention_max_distance: usize,
+    /// Whether the last hidden rows are scaled by `1/√d` in front of the head, as those of T5 v1.0 are.
+    pub scale_decoder_outputs: bool,
+}
+
+/// Positions of a model that knows distances alone.
+pub(super) const UNLIMITED: usize = 1 << 24;
 
 impl ModelConfig {
     /// Reads the configuration of the model at `path`.
@@ -155,7 +186,8 @@ impl ModelConfig {
             let got = format!("{} for {} heads", self.num_key_value_heads, self.num_attention_heads);
             return wrong("num_key_value_heads", "a divisor of num_attention_heads", got);
         }
-        if !self.head_dim.is_multiple_of(2) && self.family != Family::Gpt2 {
+        let is_rotated = self.encoder_decoder.is_none() && self.family != Family::Gpt2;
+        if !self.head_dim.is_multiple_of(2) && is_rotated {
             return wrong("head_dim", "an even number, for rotation", self.head_dim.to_string());
         }
         if !(self.norm_epsilon.is_finite() && self.norm_epsilon >= 0.0) {
@@ -163,6 +195,24 @@ impl ModelConfig {
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return wrong("rope_theta", "a positive number", self.rope_theta.to_string());
+        }
+        if let Some(more) = self.encoder_decoder {
+            if more.num_decoder_layers == 0 || more.num_decoder_layers > 1 << 30 {
+                return wrong("num_decoder_layers", "a positive size", more.num_decoder_layers.to_string());
+            }
+            let (buckets, distance) = (more.relative_attention_num_buckets, more.relative_attention_max_distance);
+            if buckets < 4 || buckets > 1 << 20 || !buckets.is_multiple_of(2) {
+                return wrong("relative_attention_num_buckets", "an even number of at least 4", buckets.to_string());
+            }
+            // The decoder has all buckets for one direction, half of them for single distances.
+            if distance <= buckets / 2 || distance > 1 << 30 {
+                let expected = format!("more than half of {buckets} buckets");
+                return wrong("relative_attention_max_distance", &expected, distance.to_string());
+            }
+            if more.decoder_start_token_id as usize >= self.vocab_size {
+                let expected = format!("a token below {}", self.vocab_size);
+                return wrong("decoder_start_token_id", &expected, more.decoder_start_token_id.to_string());
+            }
         }
         Ok(self)
     }
@@ -173,8 +223,19 @@ impl ModelConfig {
             queries: self.num_attention_heads,
             keys: self.num_key_value_heads,
             dim: self.head_dim,
-            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            // T5's scores are not scaled: its weights begin smaller instead.
+            scale: if self.is_encoder_decoder() { 1.0 } else { 1.0 / (self.head_dim as f64).sqrt() },
         }
+    }
+
+    /// Whether it has an encoder that reads the input and a decoder that writes the label.
+    pub fn is_encoder_decoder(&self) -> bool {
+        self.encoder_decoder.is_some()
+    }
+
+    /// The matrices of an MLP that read the stream: with a gate two.
+    pub(crate) fn mlp_inputs(&self) -> usize {
+        if self.is_gated { 2 } else { 1 }
     }
 
     /// `θ^(−2i/head_dim)` for each pair i, stretched as the configuration says.
@@ -273,8 +334,11 @@ impl HuggingFace {
     fn read(&self) -> Result<ModelConfig> {
         let model_type = self.value("model_type").and_then(Value::as_str).unwrap_or_default();
         let Some(family) = Family::named(model_type) else {
-            return self.refuse("model_type", "llama, mistral, qwen2 or gpt2", format!("{model_type:?}"));
+            return self.refuse("model_type", "llama, mistral, qwen2, gpt2, t5 or mt5", format!("{model_type:?}"));
         };
+        if let Family::T5 | Family::Mt5 = family {
+            return self.t5(family);
+        }
         for &(key, allowed) in ONLY {
             if let Some(value) = self.map.get(key)
                 && !allowed.contains(&value.to_string().as_str())
@@ -304,7 +368,7 @@ impl HuggingFace {
         let positions = match family {
             Family::Mistral => 131_072,
             Family::Qwen2 => 32_768,
-            Family::Llama | Family::Gpt2 => 2048,
+            _ => 2048,
         };
         // The defaults of each family's configuration class, for keys that a file leaves out.
         let key_heads = if family == Family::Mistral { 8.min(heads) } else { heads };
@@ -324,12 +388,14 @@ impl HuggingFace {
             max_position_embeddings: self.size("max_position_embeddings", Some(positions))?,
             norm_epsilon: self.number("rms_norm_eps", Some(1e-6))?,
             activation: self.activation("hidden_act", "silu")?,
+            is_gated: true,
             rope_theta: 0.0,
             rope_scaling: RopeScaling::None,
             tie_word_embeddings: self.flag("tie_word_embeddings", false)?,
             qkv_bias: bias,
             output_bias: bias && family != Family::Qwen2,
             mlp_bias: self.flag("mlp_bias", false)?,
+            encoder_decoder: None,
         };
         (config.rope_theta, config.rope_scaling) = self.rope(config.max_position_embeddings)?;
         if family == Family::Mistral {
@@ -400,12 +466,67 @@ impl HuggingFace {
             max_position_embeddings: self.size("n_positions", Some(1024))?,
             norm_epsilon: self.number("layer_norm_epsilon", Some(1e-5))?,
             activation: self.activation("activation_function", "gelu_new")?,
+            is_gated: false,
             rope_theta: 1.0,
             rope_scaling: RopeScaling::None,
             tie_word_embeddings: self.flag("tie_word_embeddings", true)?,
             qkv_bias: true,
             output_bias: true,
             mlp_bias: true,
+            encoder_decoder: None,
+        })
+    }
+
+    fn t5(&self, family: Family) -> Result<ModelConfig> {
+        if !self.flag("is_encoder_decoder", true)? || self.flag("is_decoder", false)? {
+            return self.refuse("is_encoder_decoder", "true, and is_decoder false", "another part of T5");
+        }
+        let (heads, layers) = (self.size("num_heads", None)?, self.size("num_layers", None)?);
+        let default = if family == Family::Mt5 { "gated-gelu" } else { "relu" };
+        let mlp = match self.value("feed_forward_proj") {
+            Some(value) => value.as_str().map_or_else(|| self.refuse("feed_forward_proj", "a name", value), Ok)?,
+            None => default,
+        };
+        let (is_gated, name) = match mlp.strip_prefix("gated-") {
+            // Hugging Face's class means the approximation by tanh where its files say this.
+            Some("gelu") => (true, "gelu_new"),
+            Some(name) => (true, name),
+            None => (false, mlp),
+        };
+        let names = "relu, gelu or silu, with or without gated- in front";
+        let activation =
+            Activation::named(name).map_or_else(|| self.refuse("feed_forward_proj", names, format!("{mlp:?}")), Ok)?;
+        let start = self.size("decoder_start_token_id", Some(self.size("pad_token_id", Some(0))?))?;
+        // T5 v1.0 has one table and scaled outputs, later versions neither. What transformers 5 writes always says tied, and
+        // of mT5 that is said by most: the file then tells whether there is a head.
+        let is_tied = self.flag("tie_word_embeddings", true)?;
+        let scales = self.flag("scale_decoder_outputs", is_tied)? && family == Family::T5;
+        Ok(ModelConfig {
+            family,
+            hidden_size: self.size("d_model", None)?,
+            intermediate_size: self.size("d_ff", None)?,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: heads,
+            head_dim: self.size("d_kv", None)?,
+            vocab_size: self.size("vocab_size", None)?,
+            max_position_embeddings: UNLIMITED,
+            norm_epsilon: self.number("layer_norm_epsilon", Some(1e-6))?,
+            activation,
+            is_gated,
+            rope_theta: 1.0,
+            rope_scaling: RopeScaling::None,
+            tie_word_embeddings: is_tied && scales,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            encoder_decoder: Some(EncoderDecoderConfig {
+                num_decoder_layers: self.size("num_decoder_layers", Some(layers))?,
+                decoder_start_token_id: u32::try_from(start).unwrap_or(u32::MAX),
+                relative_attention_num_buckets: self.size("relative_attention_num_buckets", Some(32))?,
+                relative_attention_max_distance: self.size("relative_attention_max_distance", Some(128))?,
+                scale_decoder_outputs: scales,
+            }),
         })
     }
 }
@@ -461,11 +582,13 @@ fn from_gguf(metadata: &gguf::Metadata, weights: &Weights) -> Result<ModelConfig
             number("attention.layer_norm_rms_epsilon", 1e-6)?
         },
         activation: if is_gpt2 { Activation::GeluTanh } else { Activation::Silu },
+        is_gated: !is_gpt2,
         rope_theta: number("rope.freq_base", 10_000.0)?,
         rope_scaling,
         tie_word_embeddings: !has("output.weight"),
         qkv_bias: is_gpt2 || has("blk.0.attn_q.bias"),
         output_bias: is_gpt2 || has("blk.0.attn_output.bias"),
         mlp_bias: is_gpt2 || has("blk.0.ffn_up.bias"),
+        encoder_decoder: None,
     })
 }

@@ -1,15 +1,21 @@
 //! GPT-2: LayerNorm, learned positions, a fused projection to q, k and v, a plain MLP.
 
 use super::config::ModelConfig;
-use super::decoder::{Decoder, Layer};
-use super::load::Loader;
+use super::load::{DEVIATION, Loader};
+use super::stack::{Attention, Layer, Mlp, Stack};
 use crate::error::Result;
 use crate::nn::Linear;
 use crate::weights::{Matrix, Orientation};
 use std::sync::Arc;
 
+/// How a matrix begins: those that are added to the stream are smaller the more layers there are (Radford et al. 2019 §2.3).
+pub(super) fn deviation(config: &ModelConfig, name: &str) -> f64 {
+    let is_residual = name.contains("c_proj");
+    DEVIATION / if is_residual { (2.0 * config.num_hidden_layers as f64).sqrt() } else { 1.0 }
+}
+
 /// The decoder and the head, `[vocabulary, d]`.
-pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder, Arc<Matrix>)> {
+pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Stack, Arc<Matrix>)> {
     let (width, vocabulary) = (config.hidden_size, config.vocab_size);
     // Files on the hub come with and without the prefix.
     let prefix = if loader.has("wte.weight") { "" } else { "transformer." };
@@ -30,7 +36,7 @@ pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder
         .collect::<Result<Vec<_>>>()?;
     let norm = loader.layer_norm(&name("ln_f", "output_norm"), width, config.norm_epsilon)?;
     let (heads, activation) = (config.heads(), config.activation);
-    Ok((Decoder { embedding, positions, layers, norm, rotary: None, heads, activation }, head))
+    Ok((Stack { embedding, positions, layers, norm, rotary: None, bias: None, heads, activation }, head))
 }
 
 fn layer(loader: &Loader<'_>, config: &ModelConfig, name: &dyn Fn(&str, &str) -> String) -> Result<Layer> {
@@ -45,15 +51,18 @@ fn layer(loader: &Loader<'_>, config: &ModelConfig, name: &dyn Fn(&str, &str) ->
         Ok(Linear { weight: Arc::new(part), bias: Some(loader.part(&format!("{fused}.bias"), &bias, outputs)?) })
     };
     let linear = |hf, gguf, outputs, inputs| loader.linear(&name(hf, gguf), outputs, inputs, orientation, true);
-    Ok(Layer {
-        attention_norm: loader.layer_norm(&name("ln_1", "attn_norm"), width, config.norm_epsilon)?,
+    let attention = Attention {
+        norm: loader.layer_norm(&name("ln_1", "attn_norm"), width, config.norm_epsilon)?,
         query: part(0)?,
         key: part(1)?,
         value: part(2)?,
         output: linear("attn.c_proj", "attn_output", width, width)?,
-        mlp_norm: loader.layer_norm(&name("ln_2", "ffn_norm"), width, config.norm_epsilon)?,
+    };
+    let mlp = Mlp {
+        norm: loader.layer_norm(&name("ln_2", "ffn_norm"), width, config.norm_epsilon)?,
         gate: None,
         up: linear("mlp.c_fc", "ffn_up", inner, width)?,
         down: linear("mlp.c_proj", "ffn_down", width, inner)?,
-    })
+    };
+    Ok(Layer { attention, cross: None, mlp: Arc::new(mlp) })
 }

@@ -1,8 +1,8 @@
 //! Llama and its kin (SmolLM2, Mistral, TinyLlama, Qwen2): RMSNorm, rotary positions, grouped queries, gated MLP.
 
 use super::config::{Family, ModelConfig};
-use super::decoder::{Decoder, Layer};
 use super::load::Loader;
+use super::stack::{Attention, Layer, Mlp, Stack};
 use crate::error::Result;
 use crate::nn::RotaryTable;
 use crate::ops::Pairing;
@@ -75,7 +75,7 @@ impl Names {
 }
 
 /// The decoder and the head, `[vocabulary, d]`.
-pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder, Arc<Matrix>)> {
+pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Stack, Arc<Matrix>)> {
     let names = Names::new(loader);
     let (width, vocabulary) = (config.hidden_size, config.vocab_size);
     let embedding = loader.matrix(&names.embedding, vocabulary, width, Orientation::RowPerOutput)?;
@@ -99,7 +99,7 @@ pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder
     let pairing = if is_permuted { Pairing::Neighbours } else { Pairing::Halves };
     let rotary = Some(RotaryTable::new(loader.device, loader.dtype().accumulator(), pairing, frequencies));
     let (heads, activation) = (config.heads(), config.activation);
-    Ok((Decoder { embedding, positions: None, layers, norm, rotary, heads, activation }, head))
+    Ok((Stack { embedding, positions: None, layers, norm, rotary, bias: None, heads, activation }, head))
 }
 
 fn layer(loader: &Loader<'_>, config: &ModelConfig, names: &Names, index: usize) -> Result<Layer> {
@@ -112,15 +112,18 @@ fn layer(loader: &Loader<'_>, config: &ModelConfig, names: &Names, index: usize)
         let name = format!("{}.weight", names.of(index, name));
         loader.rms_norm(&name, width, config.norm_epsilon)
     };
-    Ok(Layer {
-        attention_norm: norm("input_layernorm")?,
+    let attention = Attention {
+        norm: norm("input_layernorm")?,
         query: linear("self_attn.q_proj", queries, width, config.qkv_bias)?,
         key: linear("self_attn.k_proj", keys, width, config.qkv_bias)?,
         value: linear("self_attn.v_proj", keys, width, config.qkv_bias)?,
         output: linear("self_attn.o_proj", width, queries, config.output_bias)?,
-        mlp_norm: norm("post_attention_layernorm")?,
+    };
+    let mlp = Mlp {
+        norm: norm("post_attention_layernorm")?,
         gate: Some(linear("mlp.gate_proj", inner, width, config.mlp_bias)?),
         up: linear("mlp.up_proj", inner, width, config.mlp_bias)?,
         down: linear("mlp.down_proj", width, inner, config.mlp_bias)?,
-    })
+    };
+    Ok(Layer { attention, cross: None, mlp: Arc::new(mlp) })
 }

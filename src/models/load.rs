@@ -28,8 +28,13 @@ pub(super) enum Origin<'a> {
     Fresh {
         /// As there.
         seed: u64,
+        /// The standard deviation of a matrix by its name and shape.
+        deviation: Deviation<'a>,
     },
 }
+
+/// A standard deviation by name and shape.
+pub(super) type Deviation<'a> = &'a (dyn Fn(&str, &[usize]) -> f64 + Sync);
 
 /// Reads tensors for one device and type, and counts the mapped bytes.
 pub(super) struct Loader<'a> {
@@ -59,6 +64,11 @@ impl<'a> Loader<'a> {
 
     pub(super) fn is_gguf(&self) -> bool {
         matches!(self.origin, Origin::Files(weights) if weights.gguf().is_some())
+    }
+
+    /// Whether tensors come from files, so that asking whether they are there has a meaning.
+    pub(super) fn reads_files(&self) -> bool {
+        matches!(self.origin, Origin::Files(_))
     }
 
     pub(super) fn mapped_bytes(&self) -> usize {
@@ -100,8 +110,8 @@ impl<'a> Loader<'a> {
     fn get(&self, name: &str, shape: &[usize]) -> Result<StoredTensor> {
         let stored = match self.origin {
             Origin::Files(weights) => weights.get(name)?,
-            Origin::Random { seed } => random(name, shape, seed)?,
-            Origin::Fresh { seed } => fresh(name, shape, seed)?,
+            Origin::Random { seed } => random(name, shape, seed, DEVIATION)?,
+            Origin::Fresh { seed, deviation } => fresh(name, shape, seed, deviation)?,
         };
         if stored.shape() != shape {
             return Err(Error::input(
@@ -203,8 +213,11 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Numbers as a freshly initialised model has them: matrices normal with deviation 0.02, norms near 1, biases near 0.
-fn random(name: &str, shape: &[usize], seed: u64) -> Result<StoredTensor> {
+/// The standard deviation of most models' matrices as they begin.
+pub(super) const DEVIATION: f64 = 0.02;
+
+/// Numbers as a freshly initialised model has them: matrices normal, norms near 1, biases near 0.
+fn random(name: &str, shape: &[usize], seed: u64, deviation: f64) -> Result<StoredTensor> {
     let mut hasher = Sha256::new();
     hasher.update(seed.to_le_bytes());
     hasher.update(name);
@@ -212,15 +225,16 @@ fn random(name: &str, shape: &[usize], seed: u64) -> Result<StoredTensor> {
     let centre = centre(name, shape);
     // The sum of twelve uniform numbers has deviation 1, is as good as normal here, and the same on every platform.
     let mut normal = || (0..3).map(|_| spread(generator.next_u64())).sum::<f32>();
-    let values: Vec<f32> = (0..shape.iter().product()).map(|_| centre + 0.02 * normal()).collect();
+    let deviation = deviation as f32;
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| centre + deviation * normal()).collect();
     StoredTensor::from_values(name, shape, values)
 }
 
 /// Numbers as training begins with them: those of [`random`] for matrices, 1 for norms, 0 for biases.
-fn fresh(name: &str, shape: &[usize], seed: u64) -> Result<StoredTensor> {
+fn fresh(name: &str, shape: &[usize], seed: u64, deviation: Deviation<'_>) -> Result<StoredTensor> {
     match *shape {
         [length] => StoredTensor::from_values(name, shape, vec![centre(name, shape); length]),
-        _ => random(name, shape, seed),
+        _ => random(name, shape, seed, deviation(name, shape)),
     }
 }
 

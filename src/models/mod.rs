@@ -1,32 +1,33 @@
 //! Language models: opened from disk, run over a [`Layout`] with a prompt in front.
 //!
-//! A new family of causal models is a file here that fills a `decoder::Decoder`, and an arm in [`Model::open`].
+//! A new family of models is a file here that fills a `stack::Stack`, or two of them, and an arm in `Model::load`.
 
 mod cache;
 mod config;
-mod decoder;
 mod gpt2;
 mod llama;
 mod load;
 mod save;
 mod shapes;
+mod stack;
+mod t5;
 
 pub use cache::{KeyValueCache, Step};
-pub use config::{Family, ModelConfig, RopeScaling};
-pub use decoder::Recompute;
+pub use config::{EncoderDecoderConfig, Family, ModelConfig, RopeScaling};
 pub use save::MODEL_FILE;
+pub use stack::Recompute;
 
 use crate::data::tokenizer::Tokenizer;
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use crate::layout::Layout;
+use crate::layout::{EncoderLayout, Layout, PromptMask, PromptOn, PromptPlace};
 use crate::ops::{self, CrossEntropy};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::weights::{Matrix, Parameter, Weights, locate::locate};
-use decoder::Decoder;
 use load::{Loader, Origin};
+use stack::{Stack, Stream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,12 +63,16 @@ pub struct ModelOptions {
     pub recompute: Recompute,
     /// Whether weights are parameters: copied into the working type, with gradients and updates, rather than frozen.
     pub trainable: bool,
+    /// Where an encoder–decoder's prompt stands.
+    pub prompt_on: PromptOn,
+    /// What its rows on the encoder see.
+    pub prompt_mask: PromptMask,
     /// Begin with fresh weights made from this seed, as for training from scratch: only the configuration and the
     /// tokenizer are read.
     pub init_weights: Option<u64>,
 }
 
-/// A causal language model, with its tokenizer where there is one.
+/// A language model, causal or of encoder and decoder, with its tokenizer where there is one.
 ///
 /// ```no_run
 /// use softprompt::{Device, Model, ModelOptions};
@@ -83,8 +88,10 @@ pub struct Model {
     device: Device,
     dtype: DType,
     config: ModelConfig,
-    decoder: Decoder,
+    encoder: Option<Stack>,
+    decoder: Stack,
     head: Arc<Matrix>,
+    prompt_place: PromptPlace,
     recompute: Recompute,
     parameters: Vec<Arc<Parameter>>,
     kind: save::Kind,
@@ -113,8 +120,14 @@ impl Model {
             let file = path.join("tokenizer.json");
             let tokenizer = file.exists().then(|| Tokenizer::from_file(&file)).transpose();
             let tokenizer = tokenizer.map_err(|error| error.or_hint(broken_tokenizer))?;
-            let loader = Loader::new(Origin::Fresh { seed }, device, options);
-            return device.run(|| Self::load(name, path, save::Kind::HuggingFace, config, tokenizer, loader, options));
+            let deviation = |name: &str, shape: &[usize]| match config.family {
+                Family::T5 | Family::Mt5 => t5::deviation(&config, name, shape),
+                Family::Gpt2 => gpt2::deviation(&config, name),
+                _ => load::DEVIATION,
+            };
+            let loader = Loader::new(Origin::Fresh { seed, deviation: &deviation }, device, options);
+            let (kind, config) = (save::Kind::HuggingFace, config.clone());
+            return device.run(|| Self::load(name, path, kind, config, tokenizer, loader, options));
         }
         let weights = Weights::open(&path)?;
         let config = ModelConfig::read(&path, &weights).map_err(|error| error.or_hint(broken_config))?;
@@ -154,10 +167,18 @@ impl Model {
         loader: Loader<'_>,
         options: ModelOptions,
     ) -> Result<Self> {
-        let (decoder, head) = match config.family {
-            Family::Llama | Family::Mistral | Family::Qwen2 => llama::load(&loader, &config)?,
-            Family::Gpt2 => gpt2::load(&loader, &config)?,
-        };
+        let prompt_place = PromptPlace { on: options.prompt_on, mask: options.prompt_mask };
+        check_place(prompt_place, &config, &path)?;
+        let (mut encoder, decoder, head);
+        encoder = None;
+        match (config.family, config.encoder_decoder) {
+            (_, Some(more)) => {
+                let t5 = t5::load(&loader, &config, &more)?;
+                (encoder, decoder, head) = (Some(t5.encoder), t5.decoder, t5.head);
+            }
+            (Family::Gpt2, None) => (decoder, head) = gpt2::load(&loader, &config)?,
+            _ => (decoder, head) = llama::load(&loader, &config)?,
+        }
         // A GPU counts the weights it holds, and both do of those that are trained; on a CPU others are the mapped file.
         let is_mapped = matches!(loader.device, Device::Cpu(_)) && !options.trainable;
         let stored_bytes = loader.mapped_bytes();
@@ -173,8 +194,10 @@ impl Model {
             device,
             dtype,
             config,
+            encoder,
             decoder,
             head,
+            prompt_place,
             recompute,
             parameters,
             kind,
@@ -288,30 +311,87 @@ impl Model {
         self.device.run(|| Ok(KeyValueCache::new(&self.device, self.dtype, &self.config, rows)))
     }
 
-    /// The last hidden rows `[scored rows, d]`, after the final norm, of the stream that `layout` describes.
-    /// `prompt` `[all prompt rows, d]` stands first in it.
+    /// How a prompt enters it, if it is an encoder–decoder.
+    pub fn prompt_place(&self) -> PromptPlace {
+        self.prompt_place
+    }
+
+    /// The last hidden rows `[scored rows, d]`, after the final norm, of the stream that `layout` describes; in an
+    /// encoder–decoder of the decoder's. `prompt` `[all prompt rows, d]` stands first in it, or in the encoder's stream: see
+    /// [`Layout`].
     ///
     /// # Errors
     /// [`Error::Input`] for a token that the model does not have or more positions than it has;
     /// [`Error::Op`] if prompt and layout do not fit.
     pub fn hidden(&self, tape: &mut Tape, prompt: &Var, layout: &Layout, step: Option<Step<'_>>) -> Result<Var> {
         self.check(layout)?;
-        let prompt = &ops::cast(tape, prompt, self.dtype)?;
-        self.decoder.hidden(tape, prompt, layout, step, self.recompute)
+        let prompt = ops::cast(tape, prompt, self.dtype)?;
+        let encoded = match (&self.encoder, &layout.encoder) {
+            (Some(encoder), Some(layout)) => Some(self.encode(tape, encoder, &prompt, layout)?),
+            (None, None) => None,
+            (Some(_), None) if step.is_some() => None,
+            _ => return Err(Error::op("hidden", "a layout for this kind of model", "one for another")),
+        };
+        let prompt = match &layout.prompt_index {
+            Some(index) => ops::rows(tape, &prompt, &index.as_slice().into())?,
+            None => prompt,
+        };
+        let stream = Stream::of_decoder(layout);
+        let hidden = self.decoder.forward(tape, &prompt, &stream, encoded, step, self.recompute)?;
+        match self.config.encoder_decoder {
+            Some(more) if more.scale_decoder_outputs => {
+                ops::scale(tape, hidden, 1.0 / (self.config.hidden_size as f64).sqrt())
+            }
+            _ => Ok(hidden),
+        }
+    }
+
+    /// The encoder's rows of the stream that `layout` describes. `prompt` is of the type computed in.
+    fn encode(&self, tape: &mut Tape, encoder: &Stack, prompt: &Var, layout: &EncoderLayout) -> Result<Var> {
+        let prompt = ops::rows(tape, prompt, &layout.prompt_index.as_slice().into())?;
+        encoder.forward(tape, &prompt, &Stream::of_encoder(layout), None, None, self.recompute)
+    }
+
+    /// Runs the encoder for sequences that are to be written behind `cache`, which keeps what the decoder reads of it.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`]; [`Error::Op`] for a causal model.
+    pub fn encode_into(&self, cache: &mut KeyValueCache, prompt: &Tensor, layout: &EncoderLayout) -> Result<()> {
+        let Some(encoder) = &self.encoder else {
+            return Err(Error::op("encode_into", "a model with an encoder", "a causal one"));
+        };
+        self.check_ids(&layout.ids)?;
+        self.device.run(|| {
+            let tape = &mut Tape::new();
+            let prompt = ops::cast(tape, &Var::constant(prompt.clone()), self.dtype)?;
+            let encoded = self.encode(tape, encoder, &prompt, layout)?;
+            cache.set_cross(self.decoder.cross_keys(&encoded)?);
+            Ok(())
+        })
     }
 
     fn check(&self, layout: &Layout) -> Result<()> {
         let place = || Place::file(&self.path);
-        let (vocabulary, limit) = (self.config.vocab_size, self.config.max_position_embeddings);
-        if let Some(id) = layout.ids.iter().chain(&layout.labels).find(|&&id| id as usize >= vocabulary) {
-            return Err(Error::input(place(), format!("token ids below {vocabulary}"), id.to_string()));
-        }
+        let limit = self.config.max_position_embeddings;
+        let encoder = layout.encoder.as_ref().map_or(&[][..], |encoder| &encoder.ids);
+        [encoder, &layout.ids, &layout.labels].into_iter().try_for_each(|ids| self.check_ids(ids))?;
         let longest = layout.positions.iter().max().map_or(0, |&last| last + 1);
         if longest > limit {
             return Err(Error::input(place(), format!("at most {limit} positions"), longest.to_string())
                 .hint("prompt rows and tokens of an example together; shorten one of them"));
         }
         Ok(())
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocabulary = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => {
+                let place = Place::file(&self.path);
+                Err(Error::input(place, format!("token ids below {vocabulary}"), id.to_string()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Scores the labels of `layout` with the rows that [`Model::hidden`] gave; row `i` counts `scale[i]` in the loss.
@@ -327,10 +407,7 @@ impl Model {
     /// # Errors
     /// [`Error::Input`] for a token that the model does not have; [`Error::Op`] if there is no such row.
     pub fn log_probabilities(&self, hidden: &Var, wanted: &[(usize, u32)]) -> Result<Vec<f64>> {
-        let vocabulary = self.config.vocab_size;
-        if let Some((_, id)) = wanted.iter().find(|&&(_, id)| id as usize >= vocabulary) {
-            return Err(Error::input(Place::file(&self.path), format!("token ids below {vocabulary}"), id.to_string()));
-        }
+        wanted.iter().try_for_each(|(_, id)| self.check_ids(std::slice::from_ref(id)))?;
         ops::loss::log_probabilities(hidden.tensor(), &self.head, wanted)
     }
 
@@ -352,6 +429,19 @@ fn check(device: &Device, options: ModelOptions) -> Result<()> {
     let types: Vec<String> = types.map(|dtype| dtype.to_string()).collect();
     let expected = format!("{} on {}", types.join(" or "), device.name());
     Err(Error::config(Place::item("dtype"), expected, dtype.to_string()).hint("give another --dtype or --device"))
+}
+
+/// That a causal model was not asked for a prompt on one of its halves.
+fn check_place(place: PromptPlace, config: &ModelConfig, path: &Path) -> Result<()> {
+    if config.is_encoder_decoder() || place == PromptPlace::default() {
+        return Ok(());
+    }
+    let (item, got) = match place.on {
+        PromptOn::Encoder => ("prompt_mask", place.mask.name()),
+        on => ("prompt_on", on.name()),
+    };
+    let expected = format!("an encoder–decoder, which {} is not", path.display());
+    Err(Error::config(Place::item(item), expected, got).hint("a causal model has its prompt in front: leave this out"))
 }
 
 impl Drop for Model {

@@ -39,7 +39,7 @@ impl WeightOptimizer {
                 .hint("Adafactor is for prompts"));
         };
         let all = parameters.iter().map(|parameter| {
-            let decay = if parameter.is_vector() { 0.0 } else { config.weight_decay };
+            let decay = if parameter.is_decayed() { config.weight_decay } else { 0.0 };
             let config = OptimizerConfig::AdamW(AdamWConfig { weight_decay: decay, ..config.clone() });
             let value = parameter.value();
             let wide = value.dtype().accumulator();

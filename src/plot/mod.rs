@@ -4,10 +4,12 @@
 mod bars;
 mod lines;
 mod page;
+mod table;
 
 pub use bars::{Bar, StackedBars};
 pub use lines::{Lines, Series, column};
 pub use page::{Section, page};
+pub use table::Table;
 
 /// Width of every picture, in SVG units.
 const WIDTH: f64 = 760.0;

@@ -72,7 +72,7 @@ impl Widths {
             config.vocab_size,
         ]
         .map(|size| size as u128);
-        let g = if config.family == Family::Gpt2 { 1 } else { 2 };
+        let g = config.mlp_inputs() as u128;
         Self { n, d, f, g, q: h * dim, k: key_heads * dim, h, key_heads, dim, v }
     }
 }

@@ -184,7 +184,8 @@ fn read_file(path: &Path) -> Result<PromptFile> {
             let meta = BTreeMap::from([("format".to_owned(), "npy".to_owned())]);
             PromptFile::new(rows, cols, values, meta)
         }),
-        b if b.starts_with(b"PK\x03\x04") || b.starts_with(b"\x80") => {
+        // A safetensors file whose header has 128 bytes, or 384 …, begins with that byte too, but has a brace behind the length.
+        b if b.starts_with(b"PK\x03\x04") || b.starts_with(b"\x80") && b.get(8) != Some(&b'{') => {
             Err(Error::input(Place::default(), "a prompt", "a pickle or archive, which is not read")
                 .hint("save it as .safetensors or .npy"))
         }

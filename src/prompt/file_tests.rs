@@ -101,6 +101,64 @@ fn of_t5s_two_submodules_the_first_is_kept_and_it_is_said() {
     assert!(adapter(dir.path(), two, 2).is_err());
 }
 
+/// PEFT's own adapters of T5: `[2P, d]` and `[P, d]`, written after the same steps from the same prompt.
+#[test]
+fn t5_adapters_of_one_and_two_submodules_are_the_same_prompt() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for name in ["t5_v10", "t5_v11"] {
+        let [two, one] = ["adapter_after5_f32", "adapter_one_submodule"]
+            .map(|adapter| PromptFile::read(golden.join(name).join(adapter)).unwrap());
+        assert_eq!((two.rows, two.cols, one.rows, one.cols), (5, 16, 5, 16));
+        assert_eq!(bits(&two), bits(&one));
+        assert!(two.meta["rows_kept"].starts_with("rows 0..5 of 10") && !one.meta.contains_key("rows_kept"));
+        for prompt in [&two, &one] {
+            assert_eq!(PeftTask::of_prompt(prompt), Some(PeftTask::Seq2SeqLm));
+        }
+
+        // Through our own file and back into an adapter, which has one submodule.
+        let dir = tempfile::tempdir().unwrap();
+        two.write(dir.path().join(PROMPT_FILE)).unwrap();
+        let ours = PromptFile::read(dir.path()).unwrap();
+        let task_type = PeftTask::of_prompt(&ours).unwrap();
+        let config = PeftConfig { task_type, num_layers: Some(2), num_attention_heads: Some(4), ..Default::default() };
+        ours.write_peft_adapter(dir.path().join("a"), &config).unwrap();
+        assert_eq!(bits(&PromptFile::read(dir.path().join("a")).unwrap()), bits(&one));
+        let json = |path: &Path| -> serde_json::Value {
+            serde_json::from_slice(&fs::read(path.join(peft::CONFIG)).unwrap()).unwrap()
+        };
+        let (ours, theirs) = (json(&dir.path().join("a")), json(&golden.join(name).join("adapter_one_submodule")));
+        let keys = |json: &serde_json::Value| json.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&ours), keys(&theirs));
+        for key in ["task_type", "num_transformer_submodules", "num_virtual_tokens", "token_dim", "num_layers"] {
+            assert_eq!(ours[key], theirs[key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_that_peft_would_put_elsewhere_is_not_written_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = PeftConfig { task_type: PeftTask::Seq2SeqLm, ..PeftConfig::default() };
+    for (key, value, fits) in [
+        ("prompt_on", "encoder", true),
+        ("prompt_on", "both", false),
+        ("prompt_on", "decoder", false),
+        ("prompt_mask", "full", true),
+        ("prompt_mask", "prompt_only", false),
+    ] {
+        let mut prompt = f32s();
+        prompt.meta.insert(key.into(), value.into());
+        let written = prompt.write_peft_adapter(dir.path().join("a"), &config);
+        match written {
+            Ok(()) => assert!(fits, "{key} {value}"),
+            Err(error) => {
+                assert!(!fits && error.exit_code() == 2, "{error}");
+                assert!(error.to_string().starts_with(key) && error.to_string().contains(value), "{error}");
+            }
+        }
+    }
+}
+
 #[test]
 fn adapters_that_are_not_what_they_say_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,6 +207,17 @@ fn every_format_keeps_the_bits_and_the_type() {
         prompt.write_npy(dir.path().join("e.npy")).unwrap();
         let npy = PromptFile::read(dir.path().join("e.npy")).unwrap();
         assert_eq!((bits(&npy), npy.meta["format"].as_str()), (bits(&prompt), "npy"));
+    }
+}
+
+#[test]
+fn a_header_of_any_length_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for length in (0..300).step_by(8) {
+        let mut prompt = f32s();
+        prompt.meta.insert("note".into(), "x".repeat(length));
+        prompt.write(dir.path().join(PROMPT_FILE)).unwrap();
+        assert_eq!(bits(&PromptFile::read(dir.path()).unwrap()), bits(&prompt), "{length}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::file::PromptFile;
 use crate::error::{Error, Place, Result};
+use crate::models::ModelConfig;
 use crate::storage;
 use crate::tensorfile::{NamedTensor, TensorFile};
 use crate::values::Values;
@@ -13,6 +14,8 @@ use std::path::Path;
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 const KEY: &str = "prompt_embeddings";
+/// The key of PEFT's configuration and of a prompt's metadata.
+pub(crate) const TASK: &str = "task_type";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The release of PEFT whose fields are written.
 const VERSION: &str = "0.21.2";
@@ -25,6 +28,27 @@ pub enum PeftTask {
     CausalLm,
     /// `SEQ_2_SEQ_LM`: encoder-decoder models.
     Seq2SeqLm,
+}
+
+impl PeftTask {
+    /// What PEFT calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
+        }
+    }
+
+    /// What the prompts of a model are for.
+    pub fn of_model(config: &ModelConfig) -> Self {
+        if config.is_encoder_decoder() { Self::Seq2SeqLm } else { Self::CausalLm }
+    }
+
+    /// What the prompt's file says it is for: nothing, unless it is of an encoder–decoder or was read from an adapter.
+    pub fn of_prompt(prompt: &PromptFile) -> Option<Self> {
+        let named = prompt.meta.get(TASK)?;
+        [Self::CausalLm, Self::Seq2SeqLm].into_iter().find(|task| task.name() == named)
+    }
 }
 
 /// How the prompt was initialised, as PEFT's `prompt_tuning_init`. PEFT ignores it when it loads a prompt for use.
@@ -63,10 +87,6 @@ pub struct PeftConfig {
 
 impl PeftConfig {
     fn to_json(&self, rows: usize, cols: usize) -> Value {
-        let task = match self.task_type {
-            PeftTask::CausalLm => "CAUSAL_LM",
-            PeftTask::Seq2SeqLm => "SEQ_2_SEQ_LM",
-        };
         let (init, text, tokenizer) = match &self.init {
             PeftInit::Random => ("RANDOM", None, None),
             PeftInit::SampleVocab => ("SAMPLE_VOCAB", None, None),
@@ -88,7 +108,7 @@ impl PeftConfig {
             "prompt_tuning_init": init,
             "prompt_tuning_init_text": text,
             "revision": self.revision,
-            "task_type": task,
+            "task_type": self.task_type.name(),
             "token_dim": cols,
             "tokenizer_kwargs": null,
             "tokenizer_name_or_path": tokenizer,
@@ -99,6 +119,7 @@ impl PeftConfig {
 /// Writes the adapter directory, all or nothing. The values are narrowed to f32, which is what PEFT keeps.
 pub(super) fn write(dir: &Path, prompt: &PromptFile, config: &PeftConfig) -> Result<()> {
     refuse_foreign(dir)?;
+    refuse_other_places(prompt)?;
     let narrow = Values::F32(prompt.values.to_vec());
     if let Some(index) = narrow.first_non_finite() {
         let place = Place::item(KEY);
@@ -132,6 +153,18 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
             let expected = "a directory that is new, empty or holds only an adapter";
             return Err(Error::usage(Place::file(dir), expected, format!("one that holds {}", name.display()))
                 .hint("choose another directory, so that nothing is overwritten"));
+        }
+    }
+    Ok(())
+}
+
+/// PEFT puts a prompt in front of the encoder, whose rows all see each other, and nowhere else.
+fn refuse_other_places(prompt: &PromptFile) -> Result<()> {
+    for (key, only) in [("prompt_on", "encoder"), ("prompt_mask", "full")] {
+        if let Some(other) = prompt.meta.get(key).filter(|value| *value != only) {
+            let expected = format!("a prompt of {key} = {only}, the only one that PEFT knows");
+            return Err(Error::usage(Place::item(key), expected, other.clone())
+                .hint("npy, prompt_embeds and safetensors hold any prompt"));
         }
     }
     Ok(())
@@ -203,7 +236,7 @@ fn read_config(path: &Path) -> Result<(BTreeMap<String, String>, Sizes)> {
         submodules: size("num_transformer_submodules", Some(1))?,
         width: size("token_dim", None)?,
     };
-    let kept = ["base_model_name_or_path", "task_type", "prompt_tuning_init", "peft_version", "revision"];
+    let kept = ["base_model_name_or_path", TASK, "prompt_tuning_init", "peft_version", "revision"];
     let text = |key: &str| Some((key.to_owned(), object.get(key)?.as_str()?.to_owned()));
     Ok((kept.iter().filter_map(|key| text(key)).collect(), sizes))
 }

@@ -39,7 +39,7 @@ pub struct Training<'a> {
     pub config: &'a TrainConfig,
     /// The training rows.
     pub train: &'a Dataset,
-    /// The first prompt, `[num_virtual_tokens, d]` row after row; not looked at where weights are trained.
+    /// The first prompt, `[prompt_rows, d]` row after row; not looked at where weights are trained.
     pub initial: Vec<f64>,
     /// Names and values of the held-out metrics of a prompt; the configuration's `metric_for_best_model` among them.
     /// Without it the last prompt is the best.

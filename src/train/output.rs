@@ -6,8 +6,8 @@ use crate::config::{Method, Report, Resume};
 use crate::error::{Error, Place, Result};
 use crate::metrics::{EventWriter, MetricsLog};
 use crate::models::{MODEL_FILE, Model};
-use crate::prompt::PromptFile;
 use crate::prompt::file::PROMPT_FILE;
+use crate::prompt::{PeftTask, PromptFile, TASK};
 use crate::storage::{atomic_dir, atomic_write, existing_dir, file_sha256};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -83,16 +83,22 @@ impl Output {
         });
         let events = wants(Report::Tensorboard)
             .then(|| EventWriter::create(dir.join("tensorboard"), resumed_at.map(|step| step + 1)));
-        let meta = BTreeMap::from([
+        let mut meta = BTreeMap::from([
             ("base_model".to_string(), model.name().to_string()),
             ("seed".to_string(), config.seed.to_string()),
         ]);
+        if model.config().is_encoder_decoder() {
+            meta.insert("prompt_on".to_string(), config.prompt_on.name().to_string());
+            meta.insert("prompt_mask".to_string(), config.prompt_mask.name().to_string());
+            // For `softprompt export`, which may not see the model.
+            meta.insert(TASK.to_string(), PeftTask::Seq2SeqLm.name().to_string());
+        }
         Ok(Self {
             dir,
             log: log.transpose()?,
             events: events.transpose()?,
             meta,
-            rows: config.num_virtual_tokens,
+            rows: config.prompt_rows(),
             cols: model.config().hidden_size,
         })
     }
@@ -198,7 +204,7 @@ pub(super) fn to_resume(training: &Training<'_>, may_begin: bool) -> Result<Opti
         },
     };
     let found = Checkpoint::load(&dir)?;
-    let shape = (training.config.num_virtual_tokens, training.model.config().hidden_size);
+    let shape = (training.config.prompt_rows(), training.model.config().hidden_size);
     let prompt = (training.config.method == Method::Prompt).then_some(shape);
     found.expect(&training.fingerprints()?, prompt).map_err(|error| error.in_file(&dir))?;
     refuse_another_run(&training.config.output_dir, &dir, &found)?;

@@ -30,7 +30,7 @@ impl<'a> Subject<'a> {
         if training.config.method != Method::Prompt {
             return Ok(Self::Weights { model, optimizer: WeightOptimizer::new(&config, model.parameters())? });
         }
-        let values = model.prompt_from(training.config.num_virtual_tokens, &training.initial)?;
+        let values = model.prompt_from(training.config.prompt_rows(), &training.initial)?;
         let optimizer = Optimizer::new(&config, &values)?;
         Ok(Self::Prompt { model, values, optimizer })
     }

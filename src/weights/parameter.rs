@@ -42,9 +42,9 @@ impl Parameter {
         &self.place
     }
 
-    /// Whether it is a bias or a norm's weight rather than a matrix.
-    pub fn is_vector(&self) -> bool {
-        self.place.shape.len() == 1
+    /// Whether weight decay is for it: for matrices, but not for those of biases, as the HF Trainer goes by names.
+    pub fn is_decayed(&self) -> bool {
+        self.place.shape.len() > 1 && !self.place.name.contains("bias")
     }
 
     /// The value now. It is shared: whoever holds on to it makes the next update copy it.

@@ -459,7 +459,7 @@ impl Case {
             }
             Op::Attention { heads, dim, mask, .. } => {
                 let heads = Heads { queries: heads.0, keys: heads.1, dim: *dim, scale: SCALE };
-                ops::attention(tape, &x[0], &x[1], &x[2], heads, &Arc::new(mask.segments())).unwrap()
+                ops::attention(tape, &x[0], &x[1], &x[2], heads, &Arc::new(mask.segments()), None).unwrap()
             }
             Op::Activation { function, .. } => ops::activation(tape, &x[0], *function).unwrap(),
             Op::Gated { function, .. } => ops::gated(tape, &x[0], &x[1], *function).unwrap(),

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod gguf;
+pub mod t5;
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
@@ -36,18 +37,33 @@ pub fn golden_names() -> Vec<String> {
     names
 }
 
-/// Every folder of golden files with each of its cases, but for `left_pad`: a behaviour of PEFT's that is not a goal.
+/// Every folder of golden files of causal models with each of its cases, but for `left_pad`: a behaviour of PEFT's that is
+/// not a goal.
 pub fn golden_cases() -> Vec<(String, String)> {
+    cases_of(false)
+}
+
+/// Every folder of golden files of encoder–decoders with each of its cases.
+pub fn golden_t5_cases() -> Vec<(String, String)> {
+    cases_of(true)
+}
+
+fn cases_of(seq2seq: bool) -> Vec<(String, String)> {
     let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut cases = Vec::new();
     for folder in folders {
-        let Ok(meta) = std::fs::read(golden(&folder).join("meta.json")) else { continue };
-        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+        let Some(meta) = golden_meta(&folder).filter(|meta| meta["seq2seq"] == seq2seq) else { continue };
         let names = meta["cases"].as_object().unwrap().keys().filter(|case| *case != "left_pad");
         cases.extend(names.map(|case| (folder.clone(), case.clone())));
     }
     cases.sort();
     cases
+}
+
+/// What a folder of golden files says of itself, if it is one.
+pub fn golden_meta(folder: &str) -> Option<serde_json::Value> {
+    let meta = std::fs::read(golden(folder).join("meta.json")).ok()?;
+    Some(serde_json::from_slice(&meta).unwrap())
 }
 
 /// A safetensors file, read whole.

@@ -233,6 +233,27 @@ fn truncation_and_padding_in_the_file_do_not_cut_the_text() {
 }
 
 #[test]
+fn a_tokenizer_as_t5s_says_what_transformers_says() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/t5_tokenizer");
+    let tokenizer = Tokenizer::from_file(&folder.join("tokenizer.json")).unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.eos_id(), tokenizer.bos_id()), (48, Some(1), None));
+    assert!(tokenizer.adds_eos() && !tokenizer.adds_bos());
+    for index in 0..10 {
+        assert_eq!(tokenizer.id(&format!("<extra_id_{index}>")), Some(47 - index));
+    }
+    let texts: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("texts.json")).unwrap()).unwrap();
+    let texts = texts.as_array().unwrap();
+    assert!(texts.len() >= 12);
+    for row in texts {
+        let text = row["text"].as_str().unwrap();
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(serde_json::json!(ids), row["ids"], "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), row["decoded"], "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), row["without_special"], "{text:?}");
+    }
+}
+
+#[test]
 fn broken_files_are_errors_that_name_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");

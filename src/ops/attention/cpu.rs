@@ -1,7 +1,8 @@
 //! `attention` on the CPU: small products per tile, tiles spread over threads.
 
+use super::bias::Bias;
 use super::tile::{Scratch, Span, Tile, tile_rows};
-use super::{Heads, Saved};
+use super::{Heads, PositionBias, Saved};
 use crate::dtype::{DType, Element};
 use crate::layout::{Segment, Segments};
 use crate::ops::gemm::{gemm, view, view_mut};
@@ -26,16 +27,19 @@ pub(super) fn forward<E: Element>(
     v: &Tensor,
     heads: Heads,
     segments: &Segments,
+    bias: Option<&PositionBias>,
     output: &mut Tensor,
     lse: &mut Tensor,
 ) {
     if E::DTYPE == DType::F32 && heads.dim <= SHORT {
         let (mut wide, mut wide_lse) = (widened(output), widened(lse));
-        forward::<f64>(&widened(q), &widened(k), &widened(v), heads, segments, &mut wide, &mut wide_lse);
+        let bias = bias.map(PositionBias::widened);
+        forward::<f64>(&widened(q), &widened(k), &widened(v), heads, segments, bias.as_ref(), &mut wide, &mut wide_lse);
         round_to(output, &wide);
         return round_to(lse, &wide_lse);
     }
     let scratch = Scratch(q.device());
+    let bias = bias.map(Bias::<E>::new);
     let (mut output, mut lse) = (output.make_mut::<E>(), lse.make_mut::<E>());
     let mut tasks = Vec::new();
     for segment in segments.as_slice() {
@@ -51,7 +55,8 @@ pub(super) fn forward<E: Element>(
     tasks.into_par_iter().for_each(|(segment, rows, output, lse)| {
         for key_head in 0..heads.keys {
             let tile = Tile::new(heads, key_head, rows.clone(), segments);
-            forward_tile::<E>(&tile, segment, q.as_slice(), k.as_slice(), v.as_slice(), &scratch, output, lse);
+            let inputs = [q.as_slice::<E>(), k.as_slice(), v.as_slice()];
+            forward_tile::<E>(&tile, segment, inputs, bias.as_ref(), &scratch, output, lse);
         }
     });
 }
@@ -59,9 +64,8 @@ pub(super) fn forward<E: Element>(
 fn forward_tile<E: Element>(
     tile: &Tile<'_>,
     segment: &Segment,
-    q: &[E],
-    k: &[E],
-    v: &[E],
+    [q, k, v]: [&[E]; 3],
+    bias: Option<&Bias<'_, E>>,
     scratch: &Scratch<'_>,
     output: &mut [E],
     lse: &mut [E],
@@ -84,6 +88,9 @@ fn forward_tile<E: Element>(
             tile.key_view(k, &span.keys).transpose(),
             E::ONE,
         );
+        if let Some(bias) = bias {
+            bias.add(tile, &span.keys, &mut scores[first..], keys);
+        }
         first += span.keys.len();
     }
     softmax(tile, &spans, scores, keys, sums);
@@ -134,11 +141,33 @@ fn softmax<E: Element>(tile: &Tile<'_>, spans: &[Span], scores: &mut [E], keys: 
     );
 }
 
-/// What a group of segments adds to the gradients of keys outside their own spans.
+/// What a group of segments adds to gradients that others add to as well.
+struct GroupSums {
+    /// Those of keys outside their own spans.
+    context: Option<ContextSums>,
+    /// Those of the bias table.
+    bias: Option<Tensor>,
+}
+
+/// Sums over keys, which are some runs of rows without overlap.
 struct ContextSums {
-    rows: Range<usize>,
+    runs: Vec<Range<usize>>,
     dk: Tensor,
     dv: Tensor,
+}
+
+impl ContextSums {
+    /// Where the sums of key row `row` stand, if it has any.
+    fn place(&self, row: usize) -> Option<usize> {
+        let mut before = 0;
+        for run in &self.runs {
+            if run.contains(&row) {
+                return Some(before + row - run.start);
+            }
+            before += run.len();
+        }
+        None
+    }
 }
 
 /// A segment with the parts of the gradients that nothing else writes.
@@ -149,15 +178,14 @@ struct Task<'a, E> {
     dv: &'a mut [E],
 }
 
-/// `dq`, `dk` and `dv` are zero on entry.
+/// `dq`, `dk`, `dv` and `d_bias` are zero on entry; `d_bias` is there if a gradient of the bias table is wanted.
 pub(super) fn backward<E: Element>(
     saved: &Saved,
     d_output: &Tensor,
     heads: Heads,
     segments: &Segments,
-    dq: &mut Tensor,
-    dk: &mut Tensor,
-    dv: &mut Tensor,
+    [dq, dk, dv]: [&mut Tensor; 3],
+    mut d_bias: Option<&mut Tensor>,
 ) {
     if E::DTYPE == DType::F32 && heads.dim <= SHORT {
         let saved = Saved {
@@ -167,30 +195,48 @@ pub(super) fn backward<E: Element>(
             o: widened(&saved.o),
             lse: widened(&saved.lse),
             o_low: None,
+            bias: saved.bias.as_ref().map(PositionBias::widened),
             ..*saved
         };
         let mut wide = [&*dq, &*dk, &*dv].map(widened);
-        let [wide_dq, wide_dk, wide_dv] = &mut wide;
-        backward::<f64>(&saved, &widened(d_output), heads, segments, wide_dq, wide_dk, wide_dv);
+        let mut wide_bias = d_bias.as_deref().map(widened);
+        backward::<f64>(&saved, &widened(d_output), heads, segments, wide.each_mut(), wide_bias.as_mut());
+        if let (Some(gradient), Some(wide)) = (d_bias, &wide_bias) {
+            round_to(gradient, wide);
+        }
         return [dq, dk, dv].into_iter().zip(&wide).for_each(|(gradient, wide)| round_to(gradient, wide));
     }
+    let bias = saved.bias.as_ref().map(Bias::<E>::new);
+    let table = saved.bias.as_ref().map(|bias| bias.table.tensor());
     let key_width = heads.keys * heads.dim;
     let mut groups = grouped(split::<E>(saved, heads, segments, d_output.rows(), dq, dk, dv));
-    let sums: Vec<Option<ContextSums>> = groups
+    let wants_bias = d_bias.is_some();
+    let sums: Vec<GroupSums> = groups
         .par_iter_mut()
         .map(|group| {
-            let mut sums = context_sums::<E>(group, saved, key_width);
+            let d_table = table.filter(|_| wants_bias).map(|table| {
+                Tensor::zeros(table.device(), table.rows(), table.cols(), E::DTYPE, crate::device::Kind::Workspace)
+            });
+            let mut sums = GroupSums { context: context_sums::<E>(group, saved, key_width), bias: d_table };
             for task in group {
-                backward_segment(saved, d_output, heads, segments, task, sums.as_mut());
+                backward_segment(saved, d_output, heads, segments, bias.as_ref(), task, &mut sums);
             }
             sums
         })
         .collect();
     drop(groups);
-    for ContextSums { rows, dk: group_dk, dv: group_dv } in sums.into_iter().flatten() {
-        let range = rows.start * key_width..rows.end * key_width;
-        add_assign(&mut dk.make_mut::<E>()[range.clone()], group_dk.as_slice());
-        add_assign(&mut dv.make_mut::<E>()[range], group_dv.as_slice());
+    for GroupSums { context, bias } in sums {
+        if let (Some(d_bias), Some(group)) = (d_bias.as_deref_mut(), bias) {
+            add_assign(d_bias.make_mut::<E>(), group.as_slice());
+        }
+        let Some(ContextSums { runs, dk: group_dk, dv: group_dv }) = context else { continue };
+        let mut before = 0;
+        for run in runs {
+            let (to, from) = (run.start * key_width..run.end * key_width, before * key_width);
+            add_assign(&mut dk.make_mut::<E>()[to.clone()], &group_dk.as_slice::<E>()[from..][..to.len()]);
+            add_assign(&mut dv.make_mut::<E>()[to.clone()], &group_dv.as_slice::<E>()[from..][..to.len()]);
+            before += run.len();
+        }
     }
 }
 
@@ -250,17 +296,24 @@ fn grouped<E>(tasks: Vec<Task<'_, E>>) -> Vec<Vec<Task<'_, E>>> {
 
 /// Zeroed sums over the context keys with gradient that a group's segments see.
 fn context_sums<E: Element>(group: &[Task<'_, E>], saved: &Saved, key_width: usize) -> Option<ContextSums> {
-    let spans = group
+    let mut spans: Vec<Range<usize>> = group
         .iter()
         .filter(|task| !task.segment.queries.is_empty())
         .flat_map(|task| &task.segment.context)
-        .filter(|span| span.start < saved.key_grad_rows && !span.is_empty());
-    let (start, end) = spans.fold((usize::MAX, 0), |(start, end), span| (start.min(span.start), end.max(span.end)));
-    let rows = start..end.min(saved.key_grad_rows);
-    (start < end).then(|| {
-        let new = || Tensor::zeros(saved.k.device(), rows.len(), key_width, E::DTYPE, crate::device::Kind::Workspace);
-        ContextSums { dk: new(), dv: new(), rows: rows.clone() }
-    })
+        .map(|span| span.start..span.end.min(saved.key_grad_rows))
+        .filter(|span| !span.is_empty())
+        .collect();
+    spans.sort_unstable_by_key(|span| span.start);
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for span in spans {
+        match runs.last_mut() {
+            Some(run) if span.start <= run.end => run.end = run.end.max(span.end),
+            _ => runs.push(span),
+        }
+    }
+    let rows: usize = runs.iter().map(|run| run.len()).sum();
+    let new = || Tensor::zeros(saved.k.device(), rows, key_width, E::DTYPE, crate::device::Kind::Workspace);
+    (rows > 0).then(|| ContextSums { dk: new(), dv: new(), runs })
 }
 
 fn backward_segment<E: Element>(
@@ -268,8 +321,9 @@ fn backward_segment<E: Element>(
     d_output: &Tensor,
     heads: Heads,
     segments: &Segments,
+    bias: Option<&Bias<'_, E>>,
     task: &mut Task<'_, E>,
-    mut sums: Option<&mut ContextSums>,
+    sums: &mut GroupSums,
 ) {
     let query_width = heads.queries * heads.dim;
     let queries = task.segment.queries.start..task.segment.queries.end.min(d_output.rows());
@@ -280,19 +334,19 @@ fn backward_segment<E: Element>(
         for key_head in 0..heads.keys {
             let tile = Tile::new(heads, key_head, rows.clone(), segments);
             let dq = task.dq.get_mut(offset..).unwrap_or_default();
-            let mut target = Target { dq, dk: &mut *task.dk, dv: &mut *task.dv, sums: sums.as_deref_mut() };
-            backward_tile(saved, d_output, &tile, task.segment, &mut target);
+            let mut target = Target { dq, dk: &mut *task.dk, dv: &mut *task.dv, sums: &mut *sums };
+            backward_tile(saved, d_output, &tile, task.segment, bias, &mut target);
         }
         start = rows.end;
     }
 }
 
-/// Where a tile's gradients go: its own query rows, its segment's own keys, the group's sums for context keys.
+/// Where a tile's gradients go: its own query rows, its segment's own keys, the group's sums for context keys and bias.
 struct Target<'a, E> {
     dq: &'a mut [E],
     dk: &'a mut [E],
     dv: &'a mut [E],
-    sums: Option<&'a mut ContextSums>,
+    sums: &'a mut GroupSums,
 }
 
 impl<E: Element> Target<'_, E> {
@@ -303,8 +357,8 @@ impl<E: Element> Target<'_, E> {
         let (dk, dv, first) = if span.is_own {
             (&mut *self.dk, &mut *self.dv, 0)
         } else {
-            let sums = self.sums.as_deref_mut()?;
-            let first = span.keys.start.checked_sub(sums.rows.start)?;
+            let sums = self.sums.context.as_mut()?;
+            let first = sums.place(span.keys.start)?;
             (sums.dk.make_mut::<E>(), sums.dv.make_mut::<E>(), first)
         };
         let available = (dk.len() / width).saturating_sub(first).min(span.keys.len());
@@ -324,6 +378,7 @@ fn backward_tile<E: Element>(
     d_output: &Tensor,
     tile: &Tile<'_>,
     segment: &Segment,
+    bias: Option<&Bias<'_, E>>,
     target: &mut Target<'_, E>,
 ) {
     let scratch = Scratch(d_output.device());
@@ -357,10 +412,11 @@ fn backward_tile<E: Element>(
     let wants_dq = !target.dq.is_empty();
     let mut accumulate = Accumulate::Replace;
     for span in &spans {
+        let wants_all = wants_dq || target.sums.bias.is_some();
         let gradients = target.keys(tile, span);
         let with_gradient = gradients.as_ref().map_or(0, |(dk, _)| dk.nrows());
-        // Without dq only the keys with gradient are read, and only those were saved.
-        let count = if wants_dq { span.keys.len() } else { with_gradient };
+        // Without dq or a bias to learn only the keys with gradient are read, and only those were saved.
+        let count = if wants_all { span.keys.len() } else { with_gradient };
         if count == 0 {
             continue;
         }
@@ -370,12 +426,18 @@ fn backward_tile<E: Element>(
         let (q_view, d_o_view) = (view(q, queries, dim), view(d_o, queries, dim));
         gemm(view_mut(p, queries, count), Accumulate::Replace, q_view, k.transpose(), E::ONE);
         gemm(view_mut(ds, queries, count), Accumulate::Replace, d_o_view, v.transpose(), E::ONE);
+        if let Some(bias) = bias {
+            bias.add(tile, &span.keys, p, count);
+        }
         scores_backward(tile, span, p, ds, lse, delta);
         let (p_view, ds_view) = (view(p, queries, count), view(ds, queries, count));
         if let Some((dk, dv)) = gradients {
             let (p_view, ds_view) = (p_view.subcols(0, with_gradient), ds_view.subcols(0, with_gradient));
             gemm(dv, Accumulate::Add, p_view.transpose(), d_o_view, E::ONE);
             gemm(dk, Accumulate::Add, ds_view.transpose(), q_view, E::ONE);
+        }
+        if let (Some(bias), Some(d_table)) = (bias, &mut target.sums.bias) {
+            bias.add_gradient(tile, &span.keys, &ds[..queries * count], d_table.make_mut());
         }
         if wants_dq {
             gemm(view_mut(dq, queries, dim), accumulate, ds_view, k, scale);

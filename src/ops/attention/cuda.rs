@@ -1,7 +1,7 @@
 //! `attention` on a GPU: the kernels of `kernels/attention*.cu`.
 
 use super::plan::{KeyPlan, QueryPlan, Records};
-use super::{Heads, Saved};
+use super::{Heads, PositionBias, Saved};
 use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -156,15 +156,30 @@ fn check_sizes(heads: Heads, segments: &Segments) -> Result<()> {
     Ok(())
 }
 
-/// No bias: table, query positions, key positions, width, offset.
-fn no_bias<'a>() -> [Arg<'a>; 5] {
-    [
-        Arg::null(), // const float* bias
-        Arg::null(), // const int* query_positions
-        Arg::null(), // const int* key_positions
-        Arg::int(0), // int bias_width
-        Arg::int(0), // int bias_offset
-    ]
+/// A [`PositionBias`] in a GPU's memory, or none.
+struct Bias<'a> {
+    bias: &'a PositionBias,
+    query_positions: Arc<Buffer>,
+    key_positions: Arc<Buffer>,
+}
+
+impl<'a> Bias<'a> {
+    fn new(cuda: &CudaDevice, bias: Option<&'a PositionBias>) -> Result<Option<Self>> {
+        let Some(bias) = bias else { return Ok(None) };
+        let (query_positions, key_positions) = (bias.query_positions.on(cuda)?, bias.key_positions.on(cuda)?);
+        Ok(Some(Self { bias, query_positions, key_positions }))
+    }
+
+    fn args<'b>(this: Option<&'b Self>) -> [Arg<'b>; 5] {
+        let table = this.map(|bias| bias.bias.table.tensor());
+        [
+            table.map_or(Arg::null(), Arg::tensor), // const float* bias
+            this.map_or(Arg::null(), |bias| Arg::buffer(&bias.query_positions)), // const int* query_positions
+            this.map_or(Arg::null(), |bias| Arg::buffer(&bias.key_positions)), // const int* key_positions
+            Arg::int(table.map_or(0, Tensor::cols)), // int bias_width
+            Arg::int(this.map_or(0, |bias| bias.bias.offset)), // int bias_offset
+        ]
+    }
 }
 
 fn sizes<'a>(heads: Heads) -> [Arg<'a>; 4] {
@@ -190,6 +205,7 @@ pub(super) fn forward(
     v: &Tensor,
     heads: Heads,
     segments: &Segments,
+    bias: Option<&PositionBias>,
     output: &mut Tensor,
     output_low: Option<&mut Buffer>,
     lse: &mut Tensor,
@@ -213,8 +229,10 @@ pub(super) fn forward(
     let kernel = cuda.kernel(shape.op, &shape.kernel("forward"), q.dtype())?;
     // SAFETY: the op has checked q, k and v against heads and segments, o is like q, o_low has a
     // byte for each element of it, and lse has a number for each head
-    // of a query; the plan names rows of these segments only.
-    unsafe { kernel.run(grid, &[&args[..], &no_bias(), &sizes(heads)].concat()) }
+    // of a query; the plan names rows of these segments only. A bias has a position for each query and key, and a row of
+    // `bias_width` numbers for each head.
+    let bias = Bias::new(cuda, bias)?;
+    unsafe { kernel.run(grid, &[&args[..], &Bias::args(bias.as_ref()), &sizes(heads)].concat()) }
 }
 
 /// Writes every row of `dq`, `dk` and `dv`.
@@ -225,11 +243,14 @@ pub(super) fn backward(
     d_output: &Tensor,
     heads: Heads,
     segments: &Segments,
-    dq: &mut Tensor,
-    dk: &mut Tensor,
-    dv: &mut Tensor,
+    [dq, dk, dv]: [&mut Tensor; 3],
+    d_bias: Option<&mut Tensor>,
 ) -> Result<()> {
     check_sizes(heads, segments)?;
+    if d_bias.is_some() {
+        return Err(Error::op("attention", "a frozen bias on a GPU", "one that is trained"));
+    }
+    let bias = Bias::new(cuda, saved.bias.as_ref())?;
     if d_output.rows() < saved.query_grad_rows || d_output.rows() > segments.query_rows() {
         let expected = format!("{} to {} gradient rows", saved.query_grad_rows, segments.query_rows());
         return Err(Error::op("attention", expected, d_output.rows().to_string()));
@@ -275,7 +296,7 @@ pub(super) fn backward(
     let kernel = cuda.kernel(shape.op, &shape.kernel("backward_queries"), dtype)?;
     // SAFETY: as in the forward pass; of q and d_o the kernel reads the first `query_grad_rows` rows, which both and dq
     // have, and of k and v those that these queries see, which were saved.
-    unsafe { kernel.run(grid, &[&inputs[..], &args, &no_bias(), &rows, &sizes(heads)].concat()) }?;
+    unsafe { kernel.run(grid, &[&inputs[..], &args, &Bias::args(bias.as_ref()), &rows, &sizes(heads)].concat()) }?;
 
     let key_plan = key_plan(cuda, heads, segments, shape.tile, d_output.rows(), saved.key_grad_rows)?;
     let [tasks, visits, sums] = &key_plan.lists;
@@ -296,7 +317,7 @@ pub(super) fn backward(
     let kernel = cuda.kernel(shape.op, &shape.kernel("backward_keys"), dtype)?;
     // SAFETY: the plan names the first `key_grad_rows` keys, which k, v, dk and dv have, queries that d_o has a row for,
     // and slots below `slots`, each of a tile of rows.
-    unsafe { kernel.run(grid, &[&inputs[..], &args, &no_bias(), &sizes(heads)].concat()) }?;
+    unsafe { kernel.run(grid, &[&inputs[..], &args, &Bias::args(bias.as_ref()), &sizes(heads)].concat()) }?;
 
     let args = [
         Arg::tensor(&dk_partial), // const float* dk_partial

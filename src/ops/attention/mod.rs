@@ -1,24 +1,27 @@
 //! `attention`: `oᵢ = Σⱼ softmaxⱼ(scale · qᵢ·kⱼ) vⱼ` over the keys that query `i` sees, head by head; several query heads
 //! may share a key head (grouped queries, Ainslie et al. 2023). Which keys a query sees is said by
-//! [`Segments`]: spans of context in full, then the first of its own span.
+//! [`Segments`]: spans of context in full, then the first of its own span. A [`PositionBias`] is added to the scores.
 //!
 //! * saves: `q`, `k`, `v`, `o` and the log-sum-exp of each query and head (Dao et al. 2022). Of `k` and `v` only the rows
 //!   that the backward step reads: those that carry gradient, and those seen by queries that do. Of `o` in bf16 also the
 //!   next 8 bits, for `δ`
 //! * backward: with `pᵢⱼ = exp(scale qᵢ·kⱼ − lseᵢ)`, `δᵢ = doᵢ·oᵢ` and `dsᵢⱼ = pᵢⱼ (doᵢ·vⱼ − δᵢ)`:
 //!   `dvⱼ = Σᵢ pᵢⱼ doᵢ`, `dkⱼ = scale Σᵢ dsᵢⱼ qᵢ`, `dqᵢ = scale Σⱼ dsᵢⱼ kⱼ`. Keys or queries without gradient rows are
-//!   left out. Sums over segments are added up in one fixed order.
+//!   left out. A bias that is trained gets `Σ dsᵢⱼ` of its distance. Sums over segments are added up in one fixed order.
 
+mod bias;
 mod cpu;
 #[allow(unsafe_code, reason = "kernel launches")]
 pub(crate) mod cuda;
 pub(crate) mod plan;
 mod tile;
 
+pub use bias::PositionBias;
+
 use crate::device::{Buffer, Device, Kind};
 use crate::error::{Error, Result};
 use crate::layout::Segments;
-use crate::tape::{Tape, Var};
+use crate::tape::{Node, Tape, Var};
 use crate::tensor::{Tensor, with_element};
 use std::sync::Arc;
 
@@ -44,6 +47,7 @@ pub(crate) struct Saved {
     /// The bits that bf16 leaves out of `o`.
     o_low: Option<Buffer>,
     lse: Tensor,
+    bias: Option<PositionBias>,
     /// Leading query rows, and key or value rows, whose gradient is wanted.
     query_grad_rows: usize,
     key_grad_rows: usize,
@@ -53,31 +57,47 @@ pub(crate) struct Saved {
 /// `[queries, heads.queries · dim]`. `k` and `v` must carry gradient in the same rows: they are projections of one input.
 ///
 /// # Errors
-/// [`Error::Op`] if the shapes do not fit the heads or the segments.
-pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segments: &Arc<Segments>) -> Result<Var> {
+/// [`Error::Op`] if the shapes do not fit the heads or the segments, or the bias does not fit either.
+pub fn attention(
+    tape: &mut Tape,
+    q: &Var,
+    k: &Var,
+    v: &Var,
+    heads: Heads,
+    segments: &Arc<Segments>,
+    bias: Option<&PositionBias>,
+) -> Result<Var> {
     check(q, k, v, heads, segments)?;
+    bias.map_or(Ok(()), |bias| bias.check(heads.queries, q.tensor().dtype(), segments))?;
     let input = q.tensor();
     let new = |cols, dtype| Tensor::scratch(input.device(), input.rows(), cols, dtype, Kind::Workspace);
     let mut output = new(heads.queries * heads.dim, input.dtype());
     let mut lse = new(heads.queries, input.dtype().accumulator());
     // Operands may carry gradient in rows that no query sees.
-    let grad_rows = grad_rows(segments, q.grad_rows(), k.grad_rows());
+    let d_table = bias.map_or(Node::CONSTANT, |bias| bias.table.node());
+    let grad_rows = match d_table.is_tracked() {
+        true => segments.query_rows(),
+        false => grad_rows(segments, q.grad_rows(), k.grad_rows()),
+    };
     let mut o_low = None;
     match input.device() {
         Device::Cpu(_) => with_element!(input.dtype(), E => {
-            cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, &mut output, &mut lse);
+            cpu::forward::<E>(input, k.tensor(), v.tensor(), heads, segments, bias, &mut output, &mut lse);
         }),
         Device::Cuda(cuda) => {
             o_low = if grad_rows > 0 { cuda::output_low(cuda, &output) } else { None };
             let low = o_low.as_mut();
-            cuda::forward(cuda, input, k.tensor(), v.tensor(), heads, segments, &mut output, low, &mut lse)?;
+            cuda::forward(cuda, input, k.tensor(), v.tensor(), heads, segments, bias, &mut output, low, &mut lse)?;
         }
     }
     if grad_rows == 0 {
         return Ok(Var::constant(output));
     }
 
-    let needed = keys_needed(segments, q.grad_rows(), k.grad_rows());
+    let needed = match d_table.is_tracked() {
+        true => segments.key_rows(),
+        false => keys_needed(segments, q.grad_rows(), k.grad_rows()),
+    };
     let saved = Saved {
         q: tape.save(input),
         k: tape.save_prefix(k.tensor(), needed),
@@ -85,6 +105,7 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
         o: tape.save(&output),
         o_low,
         lse: tape.save(&lse),
+        bias: bias.cloned(),
         query_grad_rows: q.grad_rows(),
         key_grad_rows: k.grad_rows(),
     };
@@ -96,21 +117,32 @@ pub fn attention(tape: &mut Tape, q: &Var, k: &Var, v: &Var, heads: Heads, segme
         let scratch = |rows, of: &Tensor| Tensor::scratch(d_output.device(), rows, of.cols(), dtype, kind);
         let (query_rows, key_rows) = (saved.query_grad_rows, saved.key_grad_rows);
         let (mut dq, mut dk, mut dv);
+        let mut d_bias = saved
+            .bias
+            .as_ref()
+            .map(|bias| bias.table.tensor())
+            .filter(|_| d_table.is_tracked())
+            .map(|table| Tensor::zeros(table.device(), table.rows(), table.cols(), table.dtype(), kind));
         match d_output.device() {
             Device::Cpu(_) => {
                 dq = zeros(query_rows, &saved.q);
                 (dk, dv) = (zeros(key_rows, &saved.k), zeros(key_rows, &saved.v));
                 with_element!(dtype, E => {
-                    cpu::backward::<E>(&saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv);
+                    let gradients = [&mut dq, &mut dk, &mut dv];
+                    cpu::backward::<E>(&saved, &d_output, heads, &segments, gradients, d_bias.as_mut());
                 });
             }
             Device::Cuda(cuda) => {
                 dq = scratch(query_rows, &saved.q);
                 (dk, dv) = (scratch(key_rows, &saved.k), scratch(key_rows, &saved.v));
-                cuda::backward(cuda, &saved, &d_output, heads, &segments, &mut dq, &mut dk, &mut dv)?;
+                let gradients = [&mut dq, &mut dk, &mut dv];
+                cuda::backward(cuda, &saved, &d_output, heads, &segments, gradients, d_bias.as_mut())?;
             }
         }
         drop((saved, d_output));
+        if let Some(d_bias) = d_bias {
+            gradients.add(d_table, d_bias)?;
+        }
         gradients.add(q, dq)?;
         gradients.add(k, dk)?;
         gradients.add(v, dv)

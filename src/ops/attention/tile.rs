@@ -101,6 +101,12 @@ impl<'a> Tile<'a> {
             .map(move |(position, out)| (first_head + position / rows, first_row + position % rows, out))
     }
 
+    /// Query head and query row of stacked query `position`.
+    pub(super) fn place(&self, position: usize) -> (usize, usize) {
+        let rows = self.rows.len();
+        (self.key_head * self.group() + position / rows, self.rows.start + position % rows)
+    }
+
     /// How many keys of a span stacked query `position` sees.
     pub(super) fn seen(&self, span: &Span, position: usize) -> usize {
         if span.is_own { self.visible[position % self.rows.len()].min(span.keys.len()) } else { span.keys.len() }
