@@ -7,7 +7,6 @@ use crate::error::{Error, Place, Result};
 use crate::flops::{Product, attention_flops, frozen_products, trained_products};
 use crate::layout::Layout;
 use crate::models::Model;
-use crate::step::Batch;
 use crate::tensor::Tensor;
 
 /// How to measure.
@@ -115,7 +114,7 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
     let stream_rows = prompt_rows.saturating_add(rows.stream_rows()).saturating_mul(streams);
     check_memory(config, device, model.dtype(), recompute, stream_rows, copies)?;
     let batch = rows.batch()?;
-    let layout = Batch::layout_of_all(&vec![&batch; streams], &vec![prompt_rows; streams])?;
+    let layout = model.layout(&vec![&batch; streams], &vec![prompt_rows; streams])?;
     let products = count(config, &layout);
     let of_products: f64 = products.iter().map(Product::flops).sum();
     let flops = of_products + attention_flops(config, &layout);
