@@ -244,8 +244,9 @@ impl Model {
     }
 
     /// Several prompts `[P, d]` in one pass, each with a batch of its own and the label tokens of the larger one that the
-    /// batch is part of: every weight is read once for all of them. Each result is that of
-    /// [`Model::loss_and_grad_of_part`], up to the order of sums.
+    /// batch is part of: every weight is read once for all of them. Each result is that of [`Model::loss_and_grad_of_part`],
+    /// within rounding; on a CPU whose matrix library adds up in order (x86-64 with AVX2 and FMA), bit for bit, if the pass
+    /// has at most 1040 label tokens.
     ///
     /// # Errors
     /// As [`Model::loss`]; [`Error::Op`] if there are not as many of all three, or none.

@@ -86,6 +86,17 @@ fn a_step_launches_what_the_account_lists() {
                 });
                 same(&what, &got, &counted(&account::optimizer(5, config.hidden_size)));
             }
+            let batches = batches.map(|examples| batch(&config, examples, 3));
+            let prompts = [5, 1, 3, 12].map(|rows| prompt(&model, rows, 4));
+            let all = [9, 8, 9, 8];
+            let together = || {
+                let (prompts, batches) = (prompts.each_ref(), batches.each_ref());
+                drop(model.losses_and_grads(&prompts, &batches, &all).unwrap());
+            };
+            together();
+            let layout = Batch::layout_of_all(&batches.each_ref(), &[5, 1, 3, 12]).unwrap();
+            let what = format!("{:?} {} layers {dtype}, four prompts", config.family, config.num_hidden_layers);
+            same(&what, &launched(&device, together), &counted(&account::step(&config, &layout, dtype).unwrap()));
         }
     }
 }
@@ -116,4 +127,22 @@ fn the_accounts_arithmetic_is_that_of_the_count() {
             assert!(list.iter().all(|launch| launch.limit == Limit::Host || launch.bytes > 0.0), "{name} {dtype}");
         }
     }
+}
+
+#[test]
+fn prompts_share_the_weights_in_the_account() {
+    let config = ModelConfig::named("smollm2-135m").unwrap();
+    let mut batch = Batch::new();
+    for _ in 0..2 {
+        batch.push(&[1; 31], &[2]).unwrap();
+    }
+    let h100 = account::GPUS.into_iter().find(|gpu| gpu.name.starts_with("H100")).unwrap();
+    let seconds = |prompts: usize| {
+        let layout = Batch::layout_of_all(&vec![&batch; prompts], &vec![5; prompts]).unwrap();
+        let launches = account::training_step(&config, &layout, DType::BF16).unwrap();
+        account::seconds(&h100, &launches, DType::BF16)
+    };
+    let (one, eight) = (seconds(1), seconds(8));
+    let gain = [0, 1].map(|how| 8.0 * one[how] / eight[how]);
+    assert!(gain[0] > 2.5 && gain[1] > 4.0, "{gain:?}");
 }

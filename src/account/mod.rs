@@ -76,6 +76,19 @@ impl Gpu {
     }
 }
 
+/// Seconds that `launches` take at least on `gpu`, one after the other: by the roofline alone, and where none takes less than
+/// [`LAUNCH_SECONDS`], which decides where a step is made of many small launches.
+pub fn seconds(gpu: &Gpu, launches: &[Launch], dtype: DType) -> [f64; 2] {
+    let at_least = |least: f64| {
+        let seconds = |launch: &Launch| match launch.limit {
+            Limit::Host => 0.0,
+            _ => gpu.seconds(launch, dtype).max(least),
+        };
+        launches.iter().map(seconds).sum()
+    };
+    [at_least(0.0), at_least(LAUNCH_SECONDS)]
+}
+
 /// Launches of one name, added up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kind {

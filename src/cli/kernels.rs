@@ -41,12 +41,19 @@ impl KernelArgs {
     }
 }
 
+/// Several prompts: seconds on each of the GPUs of their step together, and of the steps that they take one after the other;
+/// by the roofline, and with no launch shorter than a launch takes.
+#[derive(Clone, Copy)]
+struct Prompts {
+    together: [[f64; 2]; GPUS.len()],
+    apart: [[f64; 2]; GPUS.len()],
+}
+
 /// A step of a shape, accounted for.
 struct Step {
     title: String,
     examples: usize,
-    /// Of several prompts, the seconds on each of the GPUs of the steps that they take one after the other.
-    apart: Option<[f64; GPUS.len()]>,
+    prompts: Option<Prompts>,
     kinds: Vec<Kind>,
     graph_nodes: usize,
 }
@@ -87,11 +94,13 @@ fn step(args: &KernelArgs, shape: &str, dtype: DType) -> Result<Step> {
     let prompts = args.prompts as usize;
     let layout = Batch::layout_of_all(&vec![&batch; prompts], &vec![prompt; prompts])?;
     let launches = account::training_step(&config, &layout, dtype)?;
-    let apart = match prompts {
+    let of_prompts = match prompts {
         1 => None,
         _ => {
             let one = account::training_step(&config, &batch.layout(prompt)?, dtype)?;
-            Some(GPUS.map(|gpu| prompts as f64 * one.iter().map(|launch| gpu.seconds(launch, dtype)).sum::<f64>()))
+            let together = GPUS.map(|gpu| account::seconds(&gpu, &launches, dtype));
+            let apart = GPUS.map(|gpu| account::seconds(&gpu, &one, dtype).map(|seconds| prompts as f64 * seconds));
+            Some(Prompts { together, apart })
         }
     };
     let lengths = if shortest == longest { format!("{longest}") } else { format!("{shortest} to {longest}") };
@@ -103,7 +112,7 @@ fn step(args: &KernelArgs, shape: &str, dtype: DType) -> Result<Step> {
             layout.scored_rows.len()
         ),
         examples: examples * prompts,
-        apart,
+        prompts: of_prompts,
         kinds: account::by_name(&launches, dtype),
         graph_nodes: launches.len(),
     })
@@ -231,10 +240,16 @@ fn step_table(step: &Step) -> String {
             total * 1e3,
             step.examples as f64 / total
         );
-        if let Some(apart) = step.apart {
-            let gain = apart[at] / total;
-            text +=
-                &format!("{}: a step of each prompt, {:.3} ms: {gain:.2} times as long\n", gpu.name, apart[at] * 1e3);
+        if let Some(Prompts { together, apart }) = step.prompts {
+            let [gain, launched] = [0, 1].map(|how| apart[at][how] / together[at][how]);
+            text += &format!(
+                "{}: a step of each prompt by itself takes {gain:.2} times as long, {:.3} ms; if no launch takes less than \
+                 3 µs, {launched:.2} times, {:.3} ms for {:.3} ms\n",
+                gpu.name,
+                apart[at][0] * 1e3,
+                apart[at][1] * 1e3,
+                together[at][1] * 1e3
+            );
         }
     }
     text += &format!(
@@ -260,9 +275,11 @@ fn step_json(step: &Step) -> Value {
             "seconds": total,
             "examples_per_second": step.examples as f64 / total,
         });
-        if let Some(apart) = step.apart {
-            value["seconds_apart"] = json!(apart[at]);
-            value["gain"] = json!(apart[at] / total);
+        if let Some(Prompts { together, apart }) = step.prompts {
+            let named = |how: usize| {
+                json!({"seconds": together[at][how], "seconds_apart": apart[at][how], "gain": apart[at][how] / together[at][how]})
+            };
+            value["prompts"] = json!({"roofline": named(0), "with_launches": named(1)});
         }
         SHARES.iter().for_each(|share| value[share.name] = json!(step.seconds(at, share.belongs) / total));
         value

@@ -24,8 +24,19 @@ const FIXED: [(&str, &str); 2] =
     [("output_dir", "every member has a directory of its own in output_dir"), ("resume", "all members go on, or none")];
 
 /// Keys that one pass through one model has one value of.
-pub const OF_THE_PASS: [&str; 9] =
-    ["model", "method", "init_weights", "device", "dtype", "threads", "weights", "recompute", "memory_limit"];
+pub const OF_THE_PASS: [&str; 11] = [
+    "model",
+    "method",
+    "init_weights",
+    "device",
+    "dtype",
+    "threads",
+    "weights",
+    "recompute",
+    "memory_limit",
+    "prompt_on",
+    "prompt_mask",
+];
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]

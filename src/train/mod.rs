@@ -133,8 +133,8 @@ pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &At
 /// `group_size` prompts go through the model in one pass, and each weight is read once for all of them. `observers` has one
 /// for each training.
 ///
-/// Each is the run that [`train`] would make of it, up to the order of sums: it has its own optimizer, order of examples,
-/// evaluation, early stop, directory and checkpoints. One that fails ends alone, with its error, and the others go on. One
+/// Each is the run that [`train`] would make of it, as nearly as [`Model::losses_and_grads`] says: it has its own optimizer,
+/// order of examples, evaluation, early stop, directory and checkpoints. One that fails ends alone, with its error, and the others go on. One
 /// that is to go on from its last checkpoint but has none begins anew. A pass that fails is taken again in halves; where it
 /// was the device that failed, as for want of memory, so are the passes after it.
 ///

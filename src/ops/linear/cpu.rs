@@ -1,6 +1,8 @@
 //! `linear` on the CPU: products with a matrix, panel by panel, and those that its gradient is.
 
+use crate::device::Kind;
 use crate::dtype::{DType, Element};
+use crate::error::Result;
 use crate::ops::gemm::{Product, frozen_product, view, view_mut, weight_product};
 use crate::ops::wide::{column_sums, round_to, widened};
 use crate::tape::Accumulate;
@@ -10,14 +12,49 @@ use crate::weights::{Matrix, Orientation};
 /// Sums of up to this many products are taken in f64: see [`crate::ops::wide`].
 const SHORT: usize = 128;
 
-pub(super) fn forward<E: Element>(x: &Tensor, matrix: &Matrix, bias: Option<&Tensor>, y: &mut Tensor) {
+/// `is_trained`: there will be a backward pass.
+pub(super) fn forward<E: Element>(
+    x: &Tensor,
+    matrix: &Matrix,
+    bias: Option<&Tensor>,
+    y: &mut Tensor,
+    is_trained: bool,
+) -> Result<()> {
     let product = Product::forward(matrix.orientation());
+    if is_trained && x.rows() == 1 {
+        return run_twice::<E>(x, matrix, product, bias, y, Accumulate::Replace);
+    }
     run::<E>(x, matrix, product, bias, y, Accumulate::Replace);
+    Ok(())
 }
 
-pub(super) fn backward<E: Element>(dy: &Tensor, matrix: &Matrix, dx: &mut Tensor, accumulate: Accumulate) {
+pub(super) fn backward<E: Element>(
+    dy: &Tensor,
+    matrix: &Matrix,
+    dx: &mut Tensor,
+    accumulate: Accumulate,
+) -> Result<()> {
     let product = Product::backward(matrix.orientation());
+    if dy.rows() == 1 {
+        return run_twice::<E>(dy, matrix, product, None, dx, accumulate);
+    }
     run::<E>(dy, matrix, product, None, dx, accumulate);
+    Ok(())
+}
+
+/// [`run`] of a single row as of two: the library adds up a product of one row in another order than one of several, and a
+/// prompt's bits are not to depend on whether it is alone in a pass. Generation, of a row at a time, keeps the faster kernel.
+fn run_twice<E: Element>(
+    x: &Tensor,
+    matrix: &Matrix,
+    product: Product,
+    bias: Option<&Tensor>,
+    y: &mut Tensor,
+    accumulate: Accumulate,
+) -> Result<()> {
+    let mut both = Tensor::stacked(&[y, y], Kind::Workspace)?;
+    run::<E>(&Tensor::stacked(&[x, x], Kind::Workspace)?, matrix, product, bias, &mut both, accumulate);
+    y.copy_from_prefix(&both, 1)
 }
 
 fn run<E: Element>(

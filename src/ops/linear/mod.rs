@@ -29,21 +29,22 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Var>
     {
         return Err(Error::op("linear", format!("a bias [1, {out_features}] {}", input.dtype()), bias.describe()));
     }
-    let mut output = Tensor::scratch(input.device(), input.rows(), out_features, input.dtype(), Kind::Workspace);
-    let shift = bias.map(Var::tensor);
-    match input.device() {
-        Device::Cpu(_) => with_element!(input.dtype(), E => cpu::forward::<E>(input, matrix, shift, &mut output)),
-        Device::Cuda(cuda) => cuda::forward(cuda, input, matrix, shift, &mut output)?,
-    }
-
     let (weight_rows, weight_cols) = match matrix.orientation() {
         Orientation::RowPerOutput => (out_features, in_features),
         Orientation::RowPerInput => (in_features, out_features),
     };
     let weight = tape.parameter(matrix.parameter().map(|parameter| parameter.id()), weight_rows);
+    let shift = bias.map(Var::tensor);
     let (node, bias) = (x.node(), bias.map(Var::node).filter(|bias| bias.is_tracked()));
     // What is trained sees every row.
     let grad_rows = if weight.is_tracked() || bias.is_some() { input.rows() } else { node.grad_rows() };
+    let mut output = Tensor::scratch(input.device(), input.rows(), out_features, input.dtype(), Kind::Workspace);
+    match input.device() {
+        Device::Cpu(_) => with_element!(input.dtype(), E => {
+            cpu::forward::<E>(input, matrix, shift, &mut output, grad_rows > 0)?;
+        }),
+        Device::Cuda(cuda) => cuda::forward(cuda, input, matrix, shift, &mut output)?,
+    }
     if grad_rows == 0 {
         return Ok(Var::constant(output));
     }
@@ -73,7 +74,7 @@ pub fn linear(tape: &mut Tape, x: &Var, matrix: &Arc<Matrix>, bias: Option<&Var>
         }
         gradients.accumulate(node, in_features, &dy, |dx, accumulate| {
             match dy.device() {
-                Device::Cpu(_) => with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &matrix, dx, accumulate)),
+                Device::Cpu(_) => with_element!(dy.dtype(), E => cpu::backward::<E>(&dy, &matrix, dx, accumulate)?),
                 Device::Cuda(cuda) => cuda::backward(cuda, &dy, &matrix, dx, accumulate)?,
             }
             Ok(())

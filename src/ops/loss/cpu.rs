@@ -2,6 +2,7 @@
 
 use crate::device::{Device, Kind};
 use crate::dtype::Element;
+use crate::error::Result;
 use crate::ops::gemm::{product, view, view_mut, weight_product};
 use crate::ops::simd::{max, sum, vectorised};
 use crate::tape::Accumulate;
@@ -26,6 +27,22 @@ struct Running<E> {
 /// Negative log-likelihoods of the `wanted` (row, token) pairs. If there are `scales`, `wanted` names every row once, in
 /// order, and the gradient of `Σ scale · nll` is found too.
 pub(super) fn forward<E: Element>(
+    hidden: &Tensor,
+    head: &Matrix,
+    wanted: &[(usize, u32)],
+    scales: Option<&[f64]>,
+) -> Result<(Vec<f64>, Option<Tensor>)> {
+    if let (Some(&[scale]), &[first]) = (scales, wanted) {
+        // As in `linear`: a single row with a gradient is taken as two, whose sums are in the order of those of many.
+        let twice = Tensor::stacked(&[hidden, hidden], Kind::Workspace)?;
+        let (mut nll, gradient) = forward_rows::<E>(&twice, head, &[first, (1, first.1)], Some(&[scale, scale]));
+        nll.truncate(1);
+        return Ok((nll, gradient.map(|both| both.copy_rows(1, Kind::Workspace))));
+    }
+    Ok(forward_rows::<E>(hidden, head, wanted, scales))
+}
+
+fn forward_rows<E: Element>(
     hidden: &Tensor,
     head: &Matrix,
     wanted: &[(usize, u32)],

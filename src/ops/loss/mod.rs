@@ -62,7 +62,7 @@ pub fn cross_entropy(
                 }
                 false => {
                     let wanted: Vec<(usize, u32)> = labels.iter().copied().enumerate().collect();
-                    let (nll, gradient) = cpu::forward::<E>(h, head, &wanted, node.is_tracked().then_some(scale));
+                    let (nll, gradient) = cpu::forward::<E>(h, head, &wanted, node.is_tracked().then_some(scale))?;
                     (nll, gradient, None)
                 }
             });
@@ -130,7 +130,7 @@ pub fn log_probabilities(hidden: &Tensor, head: &Matrix, wanted: &[(usize, u32)]
         return Err(Error::op("log_probabilities", format!("rows below {}", hidden.rows()), row.to_string()));
     }
     let nll = match hidden.device() {
-        Device::Cpu(_) => with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None).0),
+        Device::Cpu(_) => with_element!(hidden.dtype(), E => cpu::forward::<E>(hidden, head, wanted, None)?.0),
         Device::Cuda(cuda) => cuda::negative_log_likelihoods(cuda, hidden, head, wanted)?,
     };
     Ok(nll.into_iter().map(|nll| -nll).collect())
