@@ -60,7 +60,7 @@ impl Found {
         config: &ModelConfig,
         layers: usize,
         [rows, asking, prompt]: [usize; 3],
-        encoded: Option<usize>,
+        encoded: Option<&Encoded>,
     ) {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) =
@@ -77,11 +77,37 @@ impl Found {
             self.add(asking, if encoded.is_some() { spread } else { asking }, width, queries, 1);
             if let Some(encoded) = encoded {
                 self.add(asking, spread, queries, width, 1);
-                self.add(encoded, encoded, keys, width, 2);
+                // Of rows that are asked as they are, no keys and values are made; the queries go through the same matrices.
+                let is_last = layer + 1 == layers;
+                let by_head = !self.trained && if is_last { encoded.scored_by_head } else { encoded.all_by_head };
+                let through = if by_head { asking } else { encoded.rows };
+                self.add(through, through, keys, width, 2);
                 self.add(asking, asking, width, queries, 1);
             }
             self.add(asking, asking, inner, width, config.mlp_inputs());
             self.add(asking, asking, width, inner, 1);
+        }
+    }
+}
+
+/// The encoder's rows, and whether those of the decoder ask of them as they are, in all layers but the last, and there.
+struct Encoded {
+    rows: usize,
+    all_by_head: bool,
+    scored_by_head: bool,
+}
+
+impl Encoded {
+    fn of(config: &ModelConfig, layout: &Layout, rows: usize) -> Self {
+        let by_head = |segments: &Segments| {
+            let (asking, pairs) = (segments.query_rows(), segments.pairs());
+            config.heads().asks_by_head(config.hidden_size, asking, pairs, rows)
+        };
+        let cross = layout.cross.as_ref();
+        Self {
+            rows,
+            all_by_head: cross.is_some_and(|cross| by_head(&cross.all)),
+            scored_by_head: cross.is_some_and(|cross| by_head(&cross.scored)),
         }
     }
 }
@@ -94,7 +120,7 @@ fn products(config: &ModelConfig, layout: &Layout, trained: bool) -> Vec<Product
         (Some(encoder), Some(more)) => {
             let rows = encoder.positions.len();
             found.stack(config, config.num_hidden_layers, [rows, rows, encoder.prompt_index.len()], None);
-            found.stack(config, more.num_decoder_layers, stream, Some(rows));
+            found.stack(config, more.num_decoder_layers, stream, Some(&Encoded::of(config, layout, rows)));
         }
         _ => found.stack(config, config.num_hidden_layers, stream, None),
     }
@@ -115,16 +141,10 @@ fn merge(products: Vec<Product>) -> Vec<Product> {
 }
 
 /// The attention's floating-point operations of one forward and backward pass: two products forward and five backward
-/// for each query and key it sees, of which the first layer needs only what reaches the prompt.
+/// for each query and key it sees, of which the first layer needs only what reaches the prompt; of an encoder's rows as if keys
+/// and values were made of them.
 pub fn attention_flops(config: &ModelConfig, layout: &Layout) -> f64 {
-    let pairs = |segments: &Segments| -> f64 {
-        let seen = segments.as_slice().iter().map(|segment| {
-            let context: usize = segment.context.iter().map(|span| span.len()).sum();
-            let own: usize = segments.visible()[segment.queries.clone()].iter().sum();
-            segment.queries.len() * context + own
-        });
-        seen.sum::<usize>() as f64
-    };
+    let pairs = |segments: &Segments| segments.pairs() as f64;
     let per_pair = 2.0 * (config.head_dim * config.num_attention_heads) as f64;
     let of_stack =
         |layers: usize, all: &Segments, scored: &Segments| layers.saturating_sub(1) as f64 * pairs(all) + pairs(scored);
@@ -160,6 +180,8 @@ mod tests {
         let layers = 6.0 * (encoder * (attention + mlp) + decoder * (attention + mlp) + cross);
         let forward = 2.0 * (layers + decoder * 512.0 * 32_128.0);
         assert!((total(trained_products(&config, &layout)) / (3.0 * forward) - 1.0).abs() < 1e-12);
+        // The decoder's few rows ask of the encoder's as they are: their queries go through what would have made the keys.
+        let forward = forward - 12.0 * (encoder - decoder) * attention / 2.0;
         // To the prompt nothing goes through the first projections of texts, nor through the decoder's first attention and
         // what asks of the encoder behind it.
         let spared = 2.0 * (9.0 * 0.75 * attention + decoder * (attention + attention / 4.0));

@@ -120,6 +120,16 @@ impl Segments {
         &self.segments
     }
 
+    /// Pairs of a query and a key that it sees.
+    pub fn pairs(&self) -> usize {
+        let of_segment = |segment: &Segment| {
+            let context: usize = segment.context.iter().map(|span| span.len()).sum();
+            let own: usize = self.visible[segment.queries.clone()].iter().sum();
+            segment.queries.len() * context + own
+        };
+        self.segments.iter().map(of_segment).sum()
+    }
+
     /// How many keys of its own span each query row sees.
     pub fn visible(&self) -> &[usize] {
         &self.visible

@@ -70,7 +70,7 @@ fn five_adamw_steps_end_where_theirs_do() {
 
 #[test]
 fn a_gguf_file_is_the_same_model() {
-    for name in ["t5_v10", "t5_v11", "t5_flan", "byt5"] {
+    for name in ["t5_v10", "t5_v11"] {
         let found = Case::open(name, "main", ModelOptions { dtype: DType::F64, ..ModelOptions::default() });
         let want = found.model.loss_and_grad(&found.prompt, &found.batch).unwrap();
         let dir = tempfile::tempdir().unwrap();

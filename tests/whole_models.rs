@@ -8,7 +8,7 @@ use cases::Random;
 use cases::models::{batch, batch_of, examples, gpt2, llama, prompt, qwen2};
 use common::{close, golden, golden_cases};
 use softprompt::layout::{Layout, Sequence};
-use softprompt::models::ModelConfig;
+use softprompt::models::{ModelConfig, Recompute};
 use softprompt::ops;
 use softprompt::tape::{Tape, Var};
 use softprompt::{Batch, DType, Device, Model, ModelOptions, Tensor};
@@ -22,6 +22,47 @@ const F64: ModelOptions = ModelOptions {
     prompt_on: softprompt::layout::PromptOn::Encoder,
     prompt_mask: softprompt::layout::PromptMask::Full,
 };
+
+/// Few labels behind long inputs: a decoder then asks of the encoder's rows as they are, unless its weights are trained.
+#[test]
+fn a_decoder_that_asks_head_by_head_computes_what_one_with_keys_and_values_does() {
+    let device = Device::cpu(Some(2)).unwrap();
+    let open = |trainable, recompute| {
+        let options = ModelOptions { trainable, recompute, ..F64 };
+        Model::open(golden("t5_v11"), &device, options).unwrap()
+    };
+    let (frozen, trained) = (open(false, Recompute::None), open(true, Recompute::None));
+    let mut batch = Batch::new();
+    for (length, labels) in [(30, vec![7, 1]), (41, vec![9]), (33, vec![11]), (47, vec![1])] {
+        let ids: Vec<u32> = (0..length).map(|at| (at * 7 + length) % 48).collect();
+        batch.push(&ids, &labels).unwrap();
+    }
+    let values: Vec<f64> = (0..6 * 16).map(|at| (f64::from(at) * 1.3).sin()).collect();
+    let prompt = frozen.prompt_from(6, &values).unwrap();
+    let found = frozen.loss_and_grad(&prompt, &batch).unwrap();
+    let close = |got: f64, want: f64, allowed: f64| {
+        assert!((got - want).abs() <= allowed * want.abs().max(1e-3), "{got} {want}");
+    };
+    let layout = frozen.layout(&[&batch], &[6]).unwrap();
+    let scored = layout.cross.unwrap().scored;
+    // The products of queries and of pairs, as narrow ones twice, against those of keys and values: 16 wide, 4 heads of 3.
+    assert!(2 * (5 * 12 * 16 + scored.pairs() * 4 * 16) < scored.key_rows() * 16 * 12 + scored.pairs() * 12);
+    close(found.loss.mean, trained.loss(&prompt, &batch).unwrap().mean, 1e-12);
+    let grad = found.grad.to_f64_vec().unwrap();
+    for direction in 0..3 {
+        let step: Vec<f64> = (0..values.len()).map(|at| (at as f64 * (2.1 + f64::from(direction))).cos()).collect();
+        let at = |sign: f64| {
+            let moved: Vec<f64> = values.iter().zip(&step).map(|(x, d)| x + sign * 1e-5 * d).collect();
+            trained.loss(&trained.prompt_from(6, &moved).unwrap(), &batch).unwrap().mean
+        };
+        let slope: f64 = grad.iter().zip(&step).map(|(g, d)| g * d).sum();
+        close(slope, (at(1.0) - at(-1.0)) / 2e-5, 1e-6);
+    }
+    for recompute in [Recompute::Mlp, Recompute::Layer] {
+        let again = open(false, recompute).loss_and_grad(&prompt, &batch).unwrap();
+        assert_eq!(again.grad.to_f64_vec().unwrap(), grad);
+    }
+}
 
 fn configs() -> Vec<ModelConfig> {
     vec![llama(1), llama(3), qwen2(1), qwen2(2), gpt2(1), gpt2(2)]

@@ -2,11 +2,12 @@
 //! attention to the encoder's rows between them. What differs between families is which parts there are.
 
 use super::Step;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::indices::Indices;
 use crate::layout::{CrossLayout, EncoderLayout, Layout, Segments};
 use crate::nn::{Linear, Norm, RelativeBias, RotaryTable};
-use crate::ops::{self, Activation, PositionBias, Positions, attention::Heads, rope::Rotation};
+use crate::ops::{self, Activation, Direction, PositionBias, Positions, attention::Heads, rope::Rotation};
 use crate::tape::{Tape, Var};
 use crate::weights::Matrix;
 use std::sync::Arc;
@@ -117,7 +118,14 @@ impl<'a> Stream<'a> {
 struct Asking {
     positions: Indices,
     segments: Arc<Segments>,
-    cross: Option<Arc<Segments>>,
+    cross: Option<Cross>,
+}
+
+/// Which rows of the encoder some rows ask of, and how.
+struct Cross {
+    segments: Arc<Segments>,
+    /// Whether they ask of them as they are, rather than of keys and values made of them.
+    by_head: bool,
 }
 
 /// What the layers share in one forward pass.
@@ -218,7 +226,7 @@ impl Stack {
             let asking = Asking {
                 positions: rows.iter().map(|&row| positions[row]).collect(),
                 segments: Arc::new(segments.clone()),
-                cross: stream.cross.map(|cross| Arc::new(cross.scored.clone())),
+                cross: stream.cross.map(|cross| self.cross(&cross.scored)),
             };
             (rows, asking)
         });
@@ -228,13 +236,19 @@ impl Stack {
             all: Asking {
                 positions,
                 segments: Arc::new(stream.all.clone()),
-                cross: stream.cross.map(|cross| Arc::new(cross.all.clone())),
+                cross: stream.cross.map(|cross| self.cross(&cross.all)),
             },
             scored,
             bias_offset,
             heads: self.heads,
             activation: self.activation,
         })
+    }
+
+    fn cross(&self, segments: &Segments) -> Cross {
+        let (rows, pairs, encoded) = (segments.query_rows(), segments.pairs(), segments.key_rows());
+        let by_head = self.heads.asks_by_head(self.embedding.in_features(), rows, pairs, encoded);
+        Cross { segments: Arc::new(segments.clone()), by_head }
     }
 
     /// Keys and values that every layer makes of the encoder's rows.
@@ -296,10 +310,10 @@ impl Layer {
         let out = output.forward(tape, &attended)?;
         drop(attended);
         match (&self.cross, &asking.cross) {
-            (Some(cross), Some(segments)) => {
+            (Some(cross), Some(asking)) => {
                 let (x, normed) = cross.norm.after_add(tape, &x, out)?;
                 let cached = cache.as_ref().and_then(|(step, index)| step.cross(*index));
-                Ok((x, cross.read(tape, pass, &normed, cached, beside.encoded.as_ref(), segments)?))
+                Ok((x, cross.read(tape, pass, &normed, cached, beside.encoded.as_ref(), asking)?))
             }
             _ => Ok((x, out)),
         }
@@ -330,8 +344,24 @@ impl Attention {
         normed: &Var,
         cached: Option<(Var, Var)>,
         encoded: Option<&Var>,
-        segments: &Arc<Segments>,
+        Cross { segments, by_head }: &Cross,
     ) -> Result<Var> {
+        let is_frozen = |linear: &Linear| linear.weight.parameter().is_none() && linear.bias.is_none();
+        if let (None, Some(encoded), true) = (&cached, encoded, *by_head)
+            && is_frozen(&self.key)
+            && is_frozen(&self.value)
+            && matches!(encoded.tensor().device(), Device::Cpu(_))
+        {
+            let (heads, width) = (pass.heads, encoded.tensor().cols());
+            let query = self.query.forward(tape, normed)?;
+            let query = ops::by_head(tape, &query, &self.key.weight, heads.queries, Direction::OutOf)?;
+            let wide = Heads { keys: 1, dim: width, ..heads };
+            let mixed = ops::attention(tape, &query, encoded, encoded, wide, segments, None)?;
+            drop(query);
+            let attended = ops::by_head(tape, &mixed, &self.value.weight, heads.queries, Direction::Into)?;
+            drop(mixed);
+            return self.output.forward(tape, &attended);
+        }
         let (key, value) = match (cached, encoded) {
             (Some(cached), _) => cached,
             (None, Some(encoded)) => (self.key.forward(tape, encoded)?, self.value.forward(tape, encoded)?),

@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod add;
 pub mod attention;
+pub mod by_head;
 pub mod cast;
 pub(crate) mod columns;
 pub mod embedding;
@@ -26,6 +27,7 @@ pub(crate) mod wide;
 pub use activation::{Activation, activation};
 pub use add::add;
 pub use attention::{PositionBias, attention};
+pub use by_head::{Direction, by_head};
 pub use cast::cast;
 pub use embedding::{Positions, embedding};
 pub use gated::gated;

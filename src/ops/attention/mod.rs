@@ -38,6 +38,19 @@ pub struct Heads {
     pub scale: f64,
 }
 
+impl Heads {
+    /// Whether queries of `rows` rows that see so many `pairs` with `encoded` rows of width d had better ask of these as they
+    /// are, head by head (see [`crate::ops::by_head()`]), than of keys and values made of them all. With H heads and
+    /// q = H · dim, the one takes `rows q d + pairs H d` products, the other `encoded d q + pairs q`; the first are narrow,
+    /// and must be half as many.
+    pub(crate) fn asks_by_head(&self, width: usize, rows: usize, pairs: usize, encoded: usize) -> bool {
+        let [width, heads, rows, pairs, encoded] =
+            [width, self.queries, rows, pairs, encoded].map(|count| count as f64);
+        let all = heads * self.dim as f64;
+        2.0 * (rows * all * width + pairs * heads * width) < encoded * width * all + pairs * all
+    }
+}
+
 /// What the backward step needs of the forward pass, gradient rows included.
 pub(crate) struct Saved {
     q: Tensor,
