@@ -15,11 +15,14 @@ use softprompt::{Batch, DType, Device, Model, ModelOptions, Tensor};
 /// A prompt, its batch, and the label tokens of the larger one that the batch is part of.
 type Member = (Tensor, Batch, usize);
 
+/// Tokens of an input and of its label.
+type Lengths = (usize, usize);
+
 /// Prompts of uneven length with batches of uneven length and number; a single row, and a single label, among them.
 fn members(model: &Model) -> Vec<Member> {
-    let batches: [&[(usize, usize)]; 6] =
+    let batches: [&[Lengths]; 6] =
         [&[(6, 2), (3, 1)], &[(5, 1)], &[(29, 1); 8], &[(0, 2)], &[(1, 1), (9, 3), (0, 1)], &[(4, 1); 70]];
-    let member = |(at, (rows, examples)): (usize, (usize, &[(usize, usize)]))| {
+    let member = |(at, (rows, examples)): (usize, (usize, &[Lengths]))| {
         // Without a prompt in front of it an input cannot be empty.
         let least = usize::from(model.prompt_place().on == PromptOn::Decoder);
         let examples: Vec<_> = examples.iter().map(|&(input, label)| (input.max(least), label)).collect();
@@ -35,7 +38,7 @@ fn found(model: &Model, members: &[Member]) -> Vec<(Vec<f64>, Vec<f64>)> {
     let batches: Vec<&Batch> = members.iter().map(|(_, batch, _)| batch).collect();
     let all: Vec<usize> = members.iter().map(|(.., all)| *all).collect();
     let found = model.losses_and_grads(&prompts, &batches, &all).unwrap();
-    assert!(found.iter().zip(&members[..]).all(|(found, (prompt, ..))| found.grad.rows() == prompt.rows()));
+    assert!(found.iter().zip(members).all(|(found, (prompt, ..))| found.grad.rows() == prompt.rows()));
     found.into_iter().map(|found| (found.loss.by_example, found.grad.to_f64_vec().unwrap())).collect()
 }
 
