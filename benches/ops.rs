@@ -104,7 +104,7 @@ fn linear_up_q8_0(bencher: Bencher<'_, '_>, backward: bool) {
 fn attention(bencher: Bencher<'_, '_>, backward: bool) {
     let segments = Arc::new(layout().all);
     both(bencher, backward, &[WIDTH, 192, 192], |tape, x| {
-        ops::attention(tape, &x[0], &x[1], &x[2], HEADS, &segments).expect("attention")
+        ops::attention(tape, &x[0], &x[1], &x[2], HEADS, &segments, None).expect("attention")
     });
 }
 

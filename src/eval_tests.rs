@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::{Encode, ExampleOptions, Skipped};
+use crate::data::{Encode, ExampleOptions, Skipped, TextEncoder};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::models::ModelOptions;

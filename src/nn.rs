@@ -187,7 +187,7 @@ impl RelativeBias {
     /// A table `[heads, distances]` for positions below `positions`, and the column of distance 0.
     ///
     /// # Errors
-    /// Those of [`ops::position_bias`].
+    /// Those of [`ops::position_bias()`].
     pub fn up_to(&self, tape: &mut Tape, positions: usize, device: &Device, dtype: DType) -> Result<(usize, Var)> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((offset, table)) = table.as_ref().filter(|(offset, _)| offset + 1 >= positions) {

@@ -102,6 +102,23 @@ fn examples_in_front_score_as_rows_that_begin_with_them() {
 }
 
 #[test]
+fn an_encoder_reads_examples_in_front_of_its_input() {
+    let bench = Bench::new();
+    let model = common::golden("t5_v11").to_str().unwrap().to_owned();
+    ids(&bench, "few.jsonl", &[(&[11, 12], &[5])]);
+    ids(&bench, "data.jsonl", &[(&[9], &[5]), (&[4, 4], &[6, 7])]);
+    ids(&bench, "written.jsonl", &[(&[11, 12, 5, 13, 9], &[5]), (&[11, 12, 5, 13, 4, 4], &[6, 7])]);
+    let (few, data, written) = (bench.at("few.jsonl"), bench.at("data.jsonl"), bench.at("written.jsonl"));
+    let flags = ["eval", "--quiet", "--json", "--dtype", "f64", "--model", &model, "--data"];
+    let examples = ["--few-shot", "1", "--few-shot-file", &few, "--few-shot-joiner", "[13]"];
+    let found = result(&run([&flags[..], &[&data], &examples].concat()));
+    let want = result(&run([&flags[..], &[&written]].concat()));
+    close_absolute("loss", &[found["loss"].as_f64().unwrap()], &[want["loss"].as_f64().unwrap()], 1e-9);
+    let elsewhere = run([&flags[..], &[&data], &examples, &["--prompt-on", "decoder"]].concat());
+    refused("a prompt on the decoder", &elsewhere, 3, &["few_shot", "prompt_on"]);
+}
+
+#[test]
 fn examples_are_text_where_rows_are() {
     let bench = Bench::new();
     bench.write("model/tokenizer.json", letters().1);

@@ -47,7 +47,7 @@ fn found(bench: &Bench, name: &str, out: &str, more: &[&str]) -> Value {
     let saved: Value = serde_json::from_slice(&fs::read(bench.path(&format!("{out}/results.json"))).unwrap()).unwrap();
     assert_eq!(json, saved, "{name}");
     assert_eq!(json["experiment"], name);
-    assert!(fs::read_to_string(bench.path(&format!("{out}/table.md"))).unwrap().starts_with("| "));
+    assert!(fs::read_to_string(bench.path(&format!("{out}/table.md"))).unwrap().contains("\n\n| "));
     assert!(fs::read_to_string(bench.path(&format!("{out}/plot.svg"))).unwrap().starts_with("<svg"));
     json
 }
@@ -69,7 +69,7 @@ fn lengths_and_inits_are_compared_over_seeds() {
     let bench = workplace();
     let test = format!("test={}", bench.at("test.jsonl"));
     let length = found(&bench, "length", "length", &["--lengths", "1,4", "--test-file", &test]);
-    assert_eq!(shape(&length), rows(&[("1", &[2, 2]), ("4", &[2, 2])]));
+    assert_eq!(shape(&length), rows(&[("P1", &[2, 2]), ("P4", &[2, 2])]));
     assert_eq!(length["rows"][1]["x"], 4.0);
     assert!(bench.path("length/P4/seed-1/best/prompt.safetensors").is_file());
     // The figure of a run is that of its best prompt on the test rows.
@@ -103,6 +103,15 @@ fn models_and_methods_are_compared() {
     assert_eq!(shape(&sizes), rows(&[("1 model", &[2]), ("2 second", &[2])]));
     assert!(sizes["rows"][0]["x"].as_f64().unwrap() > 1000.0);
     assert_eq!(sizes["rows"][0]["measured"], sizes["rows"][1]["measured"]);
+
+    let both = ["--model", &one, "--model", &two, "--methods", "prompt,full", "--seeds", "1"];
+    let output = experiment(&bench, "model-size", "both", &both);
+    refused("seeds twice", &output, 2, &["--seeds"]);
+    let both = found(&bench, "model-size", "both", &both[..6]);
+    assert_eq!(shape(&both), rows(&[("1 model", &[2, 2]), ("2 second", &[2, 2])]));
+    let columns: Vec<&String> = both["rows"][0]["measured"].as_object().unwrap().keys().collect();
+    assert_eq!(columns, ["prompt, held-out rows", "full, held-out rows"]);
+    assert!(bench.path("both/2-second/full/seed-1/best/model.safetensors").is_file());
 
     // A run that diverges is told, and the others go on; its model has numbers that are none.
     let mut weights = fs::read(bench.path("second/model.safetensors")).unwrap();
@@ -198,7 +207,8 @@ fn what_an_experiment_cannot_do_is_refused_by_name() {
     refuse("no such rows", "length", 4, &["gone.jsonl"], &["--lengths", "2", "--test-file", "a=gone.jsonl"]);
     bench.write("third.jsonl", "{\"text\": \"one\", \"label\": \"third\"}\n");
     let third = bench.at("third.jsonl");
-    refuse("a label of no training row", "steps", 4, &["third.jsonl:1", "even, odd"], &["--test-file", &third]);
+    refuse("a label of no training row", "transfer", 4, &["third.jsonl:1", "even, odd"], &["--test-file", &third]);
+    refuse("rows that are not looked at", "steps", 2, &["--test-file", "transfer"], &["--test-file", &third]);
     refuse("too many examples", "methods", 3, &["few_shot", "1 to 6"], &["--few-shot", "7"]);
     let test = bench.at("test.jsonl");
     refuse("a name twice", "length", 2, &["--test-file"], &["--test-file", &test, "--test-file", &test]);

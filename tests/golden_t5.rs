@@ -69,6 +69,25 @@ fn five_adamw_steps_end_where_theirs_do() {
 }
 
 #[test]
+fn a_gguf_file_is_the_same_model() {
+    for name in ["t5_v10", "t5_v11", "t5_flan", "byt5"] {
+        let found = Case::open(name, "main", ModelOptions { dtype: DType::F64, ..ModelOptions::default() });
+        let want = found.model.loss_and_grad(&found.prompt, &found.batch).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        common::gguf::write_t5(&golden(name), &path);
+        let options = ModelOptions { dtype: DType::F64, ..ModelOptions::default() };
+        let model = Model::open(&path, &Device::cpu(Some(2)).unwrap(), options).unwrap();
+        let got = model.loss_and_grad(&found.prompt, &found.batch).unwrap();
+        // The weights are f32 or narrower, so that the two differ in the norms' ε alone, which GGUF has in f32.
+        close(&format!("{name} loss"), &[got.loss.mean], &[want.loss.mean], 1e-7);
+        close(&format!("{name} gradient"), &got.grad.to_f64_vec().unwrap(), &want.grad.to_f64_vec().unwrap(), 1e-6);
+        let trained = ModelOptions { trainable: true, ..options };
+        assert!(Model::open(&path, &Device::cpu(Some(1)).unwrap(), trained).is_err());
+    }
+}
+
+#[test]
 fn each_examples_loss_follows_from_the_golden_logits() {
     let mut models = 0;
     for (name, case) in golden_t5_cases().into_iter().filter(|(_, case)| case == "main") {

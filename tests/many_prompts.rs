@@ -14,15 +14,14 @@ use softprompt::{Batch, DType, Device, Model, ModelOptions, Tensor};
 
 /// A prompt, its batch, and the label tokens of the larger one that the batch is part of.
 type Member = (Tensor, Batch, usize);
-
-/// Tokens of an input and of its label.
-type Lengths = (usize, usize);
+/// Tokens of the input and of the label of each example.
+type Lengths = &'static [(usize, usize)];
 
 /// Prompts of uneven length with batches of uneven length and number; a single row, and a single label, among them.
 fn members(model: &Model) -> Vec<Member> {
-    let batches: [&[Lengths]; 6] =
+    let batches: [Lengths; 6] =
         [&[(6, 2), (3, 1)], &[(5, 1)], &[(29, 1); 8], &[(0, 2)], &[(1, 1), (9, 3), (0, 1)], &[(4, 1); 70]];
-    let member = |(at, (rows, examples)): (usize, (usize, &[Lengths]))| {
+    let member = |(at, (rows, examples)): (usize, (usize, Lengths))| {
         // Without a prompt in front of it an input cannot be empty.
         let least = usize::from(model.prompt_place().on == PromptOn::Decoder);
         let examples: Vec<_> = examples.iter().map(|&(input, label)| (input.max(least), label)).collect();

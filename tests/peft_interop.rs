@@ -43,6 +43,9 @@ fn peft_loads_our_adapters() {
 #[test]
 fn peft_agrees_about_random_models() {
     let dir = tempfile::tempdir().unwrap();
-    let flags = ["--models", "20", "--binary", env!("CARGO_BIN_EXE_softprompt"), "--work"].map(OsStr::new);
-    run("peft_random.py", &[&flags[..], &[dir.path().as_os_str()]].concat());
+    let flags = ["--binary", env!("CARGO_BIN_EXE_softprompt"), "--work"].map(OsStr::new);
+    for kind in [&["--models", "20"][..], &["--models", "12", "--t5"]] {
+        let kind: Vec<&OsStr> = kind.iter().map(OsStr::new).collect();
+        run("peft_random.py", &[&kind[..], &flags[..], &[dir.path().as_os_str()]].concat());
+    }
 }

@@ -111,7 +111,9 @@ pub fn measure(model: &Model, trained: Trained, rows: &Rows, options: Options) -
     let recompute = model.recompute();
     // Gradients and the optimizer's moments; the weights themselves are there.
     let copies = if matches!(trained, Trained::Weights) { 3 } else { 0 };
-    let stream_rows = prompt_rows.saturating_add(rows.stream_rows()).saturating_mul(streams);
+    // In an encoder each example has prompt rows of its own.
+    let in_front = if config.is_encoder_decoder() { prompt_rows.saturating_mul(rows.len()) } else { prompt_rows };
+    let stream_rows = in_front.saturating_add(rows.stream_rows()).saturating_mul(streams);
     check_memory(config, device, model.dtype(), recompute, stream_rows, copies)?;
     let batch = rows.batch()?;
     let layout = model.layout(&vec![&batch; streams], &vec![prompt_rows; streams])?;

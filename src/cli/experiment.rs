@@ -41,7 +41,8 @@ pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     write(&args, &output)?;
     let failed = trained.failures.iter().map(|failure| format!("{} failed: {}\n", failure.run, failure.error));
     let text = format!(
-        "{}\n{}results.json, table.md, plot.svg and all runs in {}",
+        "{}\n\n{}\n{}results.json, table.md, plot.svg and all runs in {}",
+        output.caption,
         output.table.text(),
         failed.collect::<String>(),
         args.base.output_dir.display()
@@ -65,7 +66,7 @@ fn plan(args: &Args) -> Result<Plan> {
         "init" => plan.inits(&args.inits, args.init_text.as_deref()),
         "model-size" => {
             let sized = args.models.iter().map(|model| Ok((model.clone(), parameters(model)?)));
-            plan.models(&sized.collect::<Result<Vec<_>>>()?)
+            plan.models(&sized.collect::<Result<Vec<_>>>()?, &args.methods, args.full)?
         }
         "methods" | "transfer" => plan.methods(&args.methods, args.full)?,
         _ => plan.seeds(),
@@ -190,17 +191,11 @@ fn compared(args: &Args, plan: &Plan, trained: &Trained, untrained: Vec<Row>, te
         }
     }
 
-    for (index, Group { name, x }) in plan.groups.iter().enumerate() {
-        let of_group: Vec<&Vec<Option<f64>>> =
-            trained.runs.iter().zip(&figures).filter(|(run, _)| run.group == index).map(|(_, row)| row).collect();
-        let values = (0..columns.len())
-            .map(|column| of_group.iter().filter_map(|row| row.get(column).copied().flatten()).collect())
-            .collect();
-        rows.push(Row {
-            name: x.map_or_else(|| name.clone(), |_| name.trim_start_matches('P').to_owned()),
-            x: *x,
-            values,
-        });
+    let (series, grouped) = by_series(plan, trained, &figures, columns.len());
+    rows.extend(grouped);
+    if series.len() > 1 {
+        let of_series = |name: &String| columns.iter().map(|column| format!("{name}, {column}")).collect::<Vec<_>>();
+        columns = series.iter().flat_map(of_series).collect();
     }
     let compared = match args.name.as_str() {
         "length" => "rows of the prompt",
@@ -209,6 +204,25 @@ fn compared(args: &Args, plan: &Plan, trained: &Trained, untrained: Vec<Row>, te
         _ => "method",
     };
     Ok(results(args, compared, columns, rows, trained).output())
+}
+
+/// The series of a plan, and its rows: groups of one name and several series are one row, with the columns of each series.
+fn by_series(plan: &Plan, trained: &Trained, figures: &[Vec<Option<f64>>], columns: usize) -> (Vec<String>, Vec<Row>) {
+    let (mut series, mut rows): (Vec<String>, Vec<Row>) = (Vec::new(), Vec::new());
+    for (index, Group { name, x, series: of }) in plan.groups.iter().enumerate() {
+        if !series.contains(of) {
+            series.push(of.clone());
+        }
+        let runs: Vec<&Vec<Option<f64>>> =
+            trained.runs.iter().zip(figures).filter(|(run, _)| run.group == index).map(|(_, row)| row).collect();
+        let values =
+            (0..columns).map(|column| runs.iter().filter_map(|row| row.get(column).copied().flatten()).collect());
+        match rows.last_mut() {
+            Some(row) if row.name == *name => row.values.extend(values),
+            _ => rows.push(Row { name: name.clone(), x: *x, values: values.collect() }),
+        }
+    }
+    (series, rows)
 }
 
 fn results(args: &Args, compared: &str, columns: Vec<String>, rows: Vec<Row>, trained: &Trained) -> Results {
@@ -301,7 +315,8 @@ fn write(args: &Args, output: &Output) -> Result<()> {
     let dir = &args.base.output_dir;
     let json = serde_json::to_string_pretty(&output.json)
         .map_err(|error| Error::op("experiment", "results that JSON can hold", error.to_string()))?;
-    atomic_write(dir.join("table.md"), output.table.markdown().as_bytes())?;
+    let markdown = format!("{}\n\n{}", output.caption, output.table.markdown());
+    atomic_write(dir.join("table.md"), markdown.as_bytes())?;
     atomic_write(dir.join("plot.svg"), output.svg.as_bytes())?;
     // Last: where it is, the others are.
     atomic_write(dir.join("results.json"), (json + "\n").as_bytes())

@@ -146,6 +146,7 @@ pub(crate) fn prompt_for(model: &Model, path: Option<&PathBuf>) -> Result<Tensor
     let Some(path) = path else { return model.prompt_from(0, &[]) };
     let file = PromptFile::read(path)?;
     file.expect_width(model.config().hidden_size, model.name()).map_err(|error| error.in_file(path))?;
+    refuse_another_place(model, &file, path)?;
     let limit = model.config().max_position_embeddings;
     if file.rows >= limit {
         let place = crate::error::Place::file(path);
@@ -157,4 +158,17 @@ pub(crate) fn prompt_for(model: &Model, path: Option<&PathBuf>) -> Result<Tensor
         .hint("prompt and text share the model's positions"));
     }
     model.prompt_from(file.rows, &file.values.to_vec::<f64>())
+}
+
+/// A prompt that says where it was trained to stand is not put elsewhere.
+fn refuse_another_place(model: &Model, file: &PromptFile, path: &std::path::Path) -> Result<()> {
+    let place = model.prompt_place();
+    for (key, ours) in [("prompt_on", place.on.name()), ("prompt_mask", place.mask.name())] {
+        if let Some(theirs) = file.meta.get(key).filter(|theirs| *theirs != ours) {
+            let expected = format!("{theirs}, with which {} was trained", path.display());
+            return Err(crate::Error::usage(crate::error::Place::item(key), expected, ours)
+                .hint(format!("give --{} {theirs}", key.replace('_', "-"))));
+        }
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! .jsonl .csv .tsv ─ RecordReader → Record ─ Template + TextEncoder → Example ─ Dataset::split, Batches → indices
+//! the same, .txt ─── texts → tokens ─ Dataset::pack, corrupt_spans or cut_prefixes ┘
 //! ```
 //!
 //! Every error names the file, the line and the field. Nothing here depends on the clock, on the number of threads

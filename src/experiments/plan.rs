@@ -11,6 +11,8 @@ pub struct Group {
     pub name: String,
     /// The same as a number, if it is one.
     pub x: Option<f64>,
+    /// What tells it from groups of the same name; else empty.
+    pub series: String,
 }
 
 /// A run.
@@ -48,15 +50,20 @@ impl Plan {
         Self { groups: Vec::new(), members: Vec::new(), base, seeds }
     }
 
-    /// Adds a group, in the folder `name` of the output directory; an empty name is no folder of its own.
+    /// Adds a group, in the folder `name` of the output directory.
     fn add(&mut self, name: &str, x: Option<f64>, change: impl Fn(&mut TrainConfig)) {
+        self.add_to(name, x, "", change);
+    }
+
+    /// Adds a group of a series, whose folder has one of its own.
+    fn add_to(&mut self, name: &str, x: Option<f64>, series: &str, change: impl Fn(&mut TrainConfig)) {
         let group = self.groups.len();
-        self.groups.push(Group { name: name.to_owned(), x });
+        self.groups.push(Group { name: name.to_owned(), x, series: series.to_owned() });
         for seed in (0..self.seeds).map(|offset| self.base.seed.saturating_add(offset)) {
             let mut config = self.base.clone();
             change(&mut config);
             config.seed = seed;
-            config.output_dir = self.base.output_dir.join(folder(name)).join(format!("seed-{seed}"));
+            config.output_dir = self.base.output_dir.join(folder(name)).join(series).join(format!("seed-{seed}"));
             if !config.report_to.contains(&Report::Jsonl) {
                 config.report_to.push(Report::Jsonl);
             }
@@ -93,14 +100,25 @@ impl Plan {
         self
     }
 
-    /// A group for each model, with its number of parameters.
-    #[must_use]
-    pub fn models(mut self, models: &[(PathBuf, f64)]) -> Self {
+    /// A group for each model, with its number of parameters, and each method; of several methods each is a series.
+    ///
+    /// # Errors
+    /// Those of [`Plan::methods`].
+    pub fn models(mut self, models: &[(PathBuf, f64)], methods: &[Method], full: Full) -> Result<Self> {
+        let defaults = defaults_of_full(&self.base)?;
         for (index, (model, parameters)) in models.iter().enumerate() {
             let name = format!("{} {}", index + 1, model_name(model));
-            self.add(&name, Some(*parameters), |config| config.model.clone_from(model));
+            for &method in methods {
+                let series = if methods.len() > 1 { method_name(method) } else { "" };
+                self.add_to(&name, Some(*parameters), series, |config| {
+                    config.model.clone_from(model);
+                    if method != Method::Prompt {
+                        as_full(config, &defaults, full);
+                    }
+                });
+            }
         }
-        self
+        Ok(self)
     }
 
     /// A group for prompts, and one for all weights.
@@ -108,16 +126,20 @@ impl Plan {
     /// # Errors
     /// Those of a configuration that cannot be, which a base that was resolved does not have.
     pub fn methods(mut self, methods: &[Method], full: Full) -> Result<Self> {
+        let defaults = defaults_of_full(&self.base)?;
         for &method in methods {
-            if method == Method::Prompt {
-                self.add("prompt", None, |_| ());
-                continue;
-            }
-            let defaults = defaults_of_full(&self.base)?;
-            self.add("full", None, |config| as_full(config, &defaults, full));
+            self.add(method_name(method), None, |config| {
+                if method != Method::Prompt {
+                    as_full(config, &defaults, full);
+                }
+            });
         }
         Ok(self)
     }
+}
+
+fn method_name(method: Method) -> &'static str {
+    if method == Method::Prompt { "prompt" } else { "full" }
 }
 
 /// What a run of `method = full` has where nothing is said.
@@ -214,8 +236,14 @@ mod tests {
     fn folders_stay_inside_the_output_directory() {
         assert_eq!(folder("1 ../../x y"), "1-..-..-x-y");
         assert_eq!(folder(".."), "");
-        let plan = Plan::new(base(&[]), 1).models(&[("a/m.gguf".into(), 10.0), ("b/m.gguf".into(), 20.0)]);
+        let models = [("a/m.gguf".into(), 10.0), ("b/m.gguf".into(), 20.0)];
+        let plan = Plan::new(base(&[]), 1).models(&models, &[Method::Prompt], Full::default()).unwrap();
         let dirs: Vec<_> = plan.members.iter().map(|member| member.config.output_dir.clone()).collect();
         assert_eq!(dirs, [Path::new("out/1-m.gguf/seed-7"), Path::new("out/2-m.gguf/seed-7")]);
+        let methods = [Method::Prompt, Method::Full];
+        let plan = Plan::new(base(&[]), 1).models(&models[..1], &methods, Full::default()).unwrap();
+        let dirs: Vec<_> = plan.members.iter().map(|member| member.config.output_dir.clone()).collect();
+        assert_eq!(dirs, [Path::new("out/1-m.gguf/prompt/seed-7"), Path::new("out/1-m.gguf/full/seed-7")]);
+        assert_eq!((plan.groups[0].name.as_str(), plan.groups[1].series.as_str()), ("1 m.gguf", "full"));
     }
 }

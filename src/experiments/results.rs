@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 /// What an experiment gives: for a terminal and a Markdown file, for a browser, for programs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
+    /// What the table's figures are.
+    pub caption: String,
     /// The table.
     pub table: Table,
     /// The plot, an SVG.
@@ -56,15 +58,12 @@ pub struct Failure {
 impl Results {
     /// Table, plot and JSON.
     pub fn output(&self) -> Output {
-        Output { table: self.table(), svg: self.svg(), json: self.json() }
+        let caption = format!("{}: {}, mean ± sd (n)", self.experiment, self.metric);
+        Output { caption, table: self.table(), svg: self.svg(), json: self.json() }
     }
 
     fn table(&self) -> Table {
-        let mut table = Table::new(
-            [self.compared.clone()]
-                .into_iter()
-                .chain(self.columns.iter().map(|column| format!("{} on {column}, mean ± sd (n)", self.metric))),
-        );
+        let mut table = Table::new([&self.compared].into_iter().chain(&self.columns));
         for row in &self.rows {
             let cells = row.values.iter().map(|values| match Sample::of(values) {
                 Some(sample) => format!("{sample} ({})", sample.n),
@@ -184,7 +183,8 @@ pub fn neighbours(prompts: &[(String, Vec<RowNeighbours>)], failures: &[Failure]
     };
     let runs: Vec<Value> = prompts.iter().map(|(name, rows)| json!({"run": name, "rows": rows})).collect();
     let json = json!({"experiment": "neighbours", "runs": runs, "failures": failures});
-    Output { table, svg: lines.svg(), json }
+    let caption = "neighbours: the nearest tokens of each row, with their cosine distance".to_owned();
+    Output { caption, table, svg: lines.svg(), json }
 }
 
 #[cfg(test)]
@@ -206,7 +206,8 @@ mod tests {
     #[test]
     fn figures_have_mean_spread_and_number() {
         let output = results([Some(1.0), Some(20.0)]).output();
-        assert_eq!(output.table.header[1], "accuracy on held-out, mean ± sd (n)");
+        assert_eq!(output.caption, "length: accuracy, mean ± sd (n)");
+        assert_eq!(output.table.header, ["<P>", "held-out", "amazon"]);
         assert_eq!(output.table.rows[0], ["1", "0.6000 ± 0.1414 (2)", "–"]);
         assert_eq!(output.table.rows[1], ["20", "0.7500 (1)", "–"]);
         let held_out = &output.json["rows"][0]["measured"]["held-out"];

@@ -264,6 +264,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "a context may have one span")]
     fn every_input_has_a_copy_of_its_prompt_and_sees_it_and_itself_in_full() {
         let layout = Layout::encoder_decoder(&[2, 4], BOTH, &inputs(), &sequences()).unwrap();
         let encoder = layout.encoder.unwrap();

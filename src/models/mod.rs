@@ -134,7 +134,11 @@ impl Model {
         let tokenizer = Tokenizer::open(&path, &weights).map_err(|error| error.or_hint(broken_tokenizer))?;
         let kind = if weights.gguf().is_some() { save::Kind::Gguf } else { save::Kind::HuggingFace };
         if options.trainable && kind == save::Kind::Gguf {
-            let what = if config.family == Family::Gpt2 { Some("one of GPT-2") } else { None };
+            let what = match config.family {
+                Family::Gpt2 => Some("one of GPT-2"),
+                Family::T5 => Some("one of T5"),
+                _ => None,
+            };
             let what = what.or(weights.find("rope_freqs.weight").map(|_| "one with scaled rotation (rope_freqs)"));
             if let Some(what) = what {
                 return Err(Error::input(Place::file(&path), "a GGUF file that can be written as a directory", what)
@@ -169,6 +173,11 @@ impl Model {
     ) -> Result<Self> {
         let prompt_place = PromptPlace { on: options.prompt_on, mask: options.prompt_mask };
         check_place(prompt_place, &config, &path)?;
+        if options.trainable && config.is_encoder_decoder() && matches!(loader.device, Device::Cuda(_)) {
+            let place = Place::item("device");
+            return Err(Error::config(place, "cpu to train an encoder–decoder's weights", loader.device.name())
+                .hint("a GPU tunes its prompts only: the gradient of the biases of attention is not made there"));
+        }
         let (mut encoder, decoder, head);
         encoder = None;
         match (config.family, config.encoder_decoder) {

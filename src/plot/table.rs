@@ -13,8 +13,8 @@ pub struct Table {
 
 impl Table {
     /// A table without rows.
-    pub fn new<T: Into<String>>(header: impl IntoIterator<Item = T>) -> Self {
-        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
+    pub fn new(header: impl IntoIterator<Item = impl ToString>) -> Self {
+        Self { header: header.into_iter().map(|name| name.to_string()).collect(), rows: Vec::new() }
     }
 
     /// The table as a piece of a page.

@@ -2,7 +2,7 @@
 //!
 //! The prediction is a walk over the *moments* of a step, each a formula of what is held then; the peak is the largest. A
 //! formula follows from what the ops allocate, save and free (`ops/*/mod.rs`), and from what the layers let live
-//! (`models/decoder.rs`). Bytes are those of the device's own account, by [`crate::device::Kind`].
+//! (`models/stack.rs`). Bytes are those of the device's own account, by [`crate::device::Kind`].
 //!
 //! | symbol | is | symbol | is |
 //! |---|---|---|---|

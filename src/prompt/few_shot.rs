@@ -61,7 +61,7 @@ impl FewShot {
         }
         let classes: Vec<Vec<usize>> = classes.into_values().collect();
         let turns = order.indices(1, classes.len());
-        let rounds = (0..rows).flat_map(|round| turns.iter().filter_map(move |&class| Some((class, round))));
+        let rounds = (0..rows).flat_map(|round| turns.iter().map(move |&class| (class, round)));
         let chosen: Vec<usize> =
             rounds.filter_map(|(class, round)| classes[class].get(round).copied()).take(wanted).collect();
         let shown = order.indices(2, wanted).into_iter().map(|place| &dataset.examples[chosen[place]]);

@@ -271,7 +271,7 @@ impl<'a> Run<'a> {
         let metrics = evaluate(&prompt)?;
         let named: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
         self.output.log(self.state.step, "eval", &named)?;
-        let wanted = metric_name(config.metric_for_best_model);
+        let wanted = config.metric_for_best_model.name();
         let &(_, value) = named
             .iter()
             .find(|(name, _)| *name == wanted)
@@ -337,16 +337,5 @@ impl<'a> Run<'a> {
         let got = format!("loss {loss} in step {} on lines {}{more}", self.state.step + 1, named.join(", "));
         Error::diverged(Place::file(&dataset.path), format!("a finite {what}"), got)
             .hint(format!("lower --learning-rate or set --max-grad-norm; {kept}"))
-    }
-}
-
-fn metric_name(metric: crate::config::Metric) -> &'static str {
-    use crate::config::Metric;
-    match metric {
-        Metric::Loss => "loss",
-        Metric::Accuracy => "accuracy",
-        Metric::BalancedAccuracy => "balanced_accuracy",
-        Metric::MacroF1 => "macro_f1",
-        Metric::ExactMatch => "exact_match",
     }
 }

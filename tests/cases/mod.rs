@@ -13,7 +13,7 @@ pub use table::table;
 
 use softprompt::device::Kind;
 use softprompt::layout::{Layout, Segment, Segments, Sequence};
-use softprompt::ops::{self, Activation, Pairing, Positions, attention::Heads, rope::Rotation};
+use softprompt::ops::{self, Activation, Pairing, PositionBias, Positions, attention::Heads, rope::Rotation};
 use softprompt::tape::{Tape, Var};
 use softprompt::weights::{Format, Matrix, Orientation, Parameter, ParameterPlace, StoredTensor};
 use softprompt::{DType, Device, Tensor};
@@ -81,6 +81,13 @@ pub enum Op {
         mask: Mask,
         query_grad: usize,
         key_grad: usize,
+        /// Whether scores get a bias by distance.
+        bias: bool,
+    },
+    Scale {
+        rows: usize,
+        cols: usize,
+        grad: usize,
     },
     Activation {
         rows: usize,
@@ -397,7 +404,7 @@ impl Case {
             }
             Op::RmsNorm { rows, cols, grad } | Op::LayerNorm { rows, cols, grad } => vec![input(*rows, *cols, *grad)],
             Op::Rope { rows, heads, dim, grad, .. } => vec![input(*rows, heads * dim, *grad)],
-            Op::Attention { heads, dim, mask, query_grad, key_grad } => {
+            Op::Attention { heads, dim, mask, query_grad, key_grad, .. } => {
                 let segments = mask.segments();
                 let keys = segments.key_rows();
                 vec![
@@ -406,6 +413,7 @@ impl Case {
                     input(keys, heads.1 * dim, (*key_grad).min(keys)),
                 ]
             }
+            Op::Scale { rows, cols, grad } => vec![input(*rows, *cols, *grad)],
             Op::Activation { rows, cols, grad, .. } => vec![spread(input(*rows, *cols, *grad))],
             Op::Gated { rows, cols, grad, .. } => {
                 vec![spread(input(*rows, *cols, *grad)), input(*rows, *cols, *grad)]
@@ -457,10 +465,18 @@ impl Case {
                 let rotation = Arc::new(Rotation { pairing: *pairing, cos: table(f64::cos), sin: table(f64::sin) });
                 ops::rope(tape, x[0].clone(), &rotation, &self.indices(0, *rows, POSITIONS).into()).unwrap()
             }
-            Op::Attention { heads, dim, mask, .. } => {
+            Op::Attention { heads, dim, mask, bias, .. } => {
+                let (segments, table) = (Arc::new(mask.segments()), self.bias_table(heads.0));
+                let bias = bias.then(|| PositionBias {
+                    table: Var::constant(tensor(device, dtype.accumulator(), heads.0, DISTANCES, &table)),
+                    query_positions: (0..segments.query_rows()).collect(),
+                    key_positions: (0..segments.key_rows()).collect(),
+                    offset: NO_DISTANCE,
+                });
                 let heads = Heads { queries: heads.0, keys: heads.1, dim: *dim, scale: SCALE };
-                ops::attention(tape, &x[0], &x[1], &x[2], heads, &Arc::new(mask.segments()), None).unwrap()
+                ops::attention(tape, &x[0], &x[1], &x[2], heads, &segments, bias.as_ref()).unwrap()
             }
+            Op::Scale { .. } => ops::scale(tape, x[0].clone(), SCALE).unwrap(),
             Op::Activation { function, .. } => ops::activation(tape, &x[0], *function).unwrap(),
             Op::Gated { function, .. } => ops::gated(tape, &x[0], &x[1], *function).unwrap(),
             Op::Embedding { prompt, ids, table, positions } => {
@@ -478,6 +494,11 @@ impl Case {
         }
     }
 
+    /// Biases of each head and distance.
+    pub fn bias_table(&self, heads: usize) -> Vec<f64> {
+        Random::new(self.seed ^ 4).numbers(heads * DISTANCES)
+    }
+
     /// Angles of each position and pair.
     pub fn angles(&self, pairs: usize) -> Vec<f64> {
         Random::new(self.seed ^ 3).numbers(POSITIONS * pairs).into_iter().map(|x| 3.0 * x).collect()
@@ -493,5 +514,8 @@ fn trained(id: usize, value: Tensor, orientation: Orientation) -> Arc<Matrix> {
 
 pub const EPSILON: f64 = 1e-5;
 pub const POSITIONS: usize = 40;
+/// Columns of a table of biases, fewer than there are distances in larger cases, and that of distance 0.
+pub const DISTANCES: usize = 64;
+pub const NO_DISTANCE: usize = 20;
 /// Not 1/√dim, so that a scale that is forgotten or applied twice shows.
 pub const SCALE: f64 = 0.75;

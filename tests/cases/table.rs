@@ -34,6 +34,7 @@ pub fn table() -> Vec<Case> {
         ops.push(Op::AddRmsNorm { rows, cols, left: grad, right: grad });
         ops.push(Op::AddLayerNorm { rows, cols, left: rows, right: grad });
         ops.push(Op::AddLayerNorm { rows, cols, left: grad, right: grad });
+        ops.push(Op::Scale { rows, cols, grad });
         ops.extend(FUNCTIONS.map(|function| Op::Activation { rows, cols, grad, function }));
         ops.extend(FUNCTIONS.map(|function| Op::Gated { rows, cols, grad, function }));
         ops.extend(row_cases(rows, cols, grad));
@@ -161,7 +162,7 @@ fn attention() -> Vec<Op> {
         let (heads, dim) = shapes[index % shapes.len()];
         let (more_heads, more_dim) = shapes[(index + 2) % shapes.len()];
         let mut push = |heads, dim, query_grad, key_grad| {
-            ops.push(Op::Attention { heads, dim, mask: mask.clone(), query_grad, key_grad });
+            ops.push(Op::Attention { heads, dim, mask: mask.clone(), query_grad, key_grad, bias: false });
         };
         push(heads, dim, ALL, ALL);
         // The first layer; the first layer where it is also the last.
@@ -172,6 +173,15 @@ fn attention() -> Vec<Op> {
         push(more_heads, more_dim, 0, ALL);
         push(heads, dim, prompt + 2, prompt + 3);
         push(heads, dim, 0, 0);
+        let whole = [(heads, dim, ALL, ALL), (more_heads, more_dim, prompt, prompt), (heads, dim, 0, prompt)];
+        ops.extend(whole.map(|(heads, dim, query_grad, key_grad)| Op::Attention {
+            heads,
+            dim,
+            mask: mask.clone(),
+            query_grad,
+            key_grad,
+            bias: true,
+        }));
     }
     ops
 }
@@ -181,7 +191,16 @@ fn head_sizes() -> Vec<Op> {
     let examples = vec![(0, 9, 5), (0, 2, 1), (0, 20, 0)];
     let mask = Mask::Causal { prompts: vec![5], examples, trimmed: false };
     let sizes = [32, 33, 64, 80, 96, 128, 250, 256];
-    sizes.map(|dim| Op::Attention { heads: (2, 1), dim, mask: mask.clone(), query_grad: ALL, key_grad: ALL }).into()
+    sizes
+        .map(|dim| Op::Attention {
+            heads: (2, 1),
+            dim,
+            mask: mask.clone(),
+            query_grad: ALL,
+            key_grad: ALL,
+            bias: dim == 64,
+        })
+        .into()
 }
 
 fn embedding() -> Vec<Op> {

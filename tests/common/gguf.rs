@@ -1,5 +1,5 @@
-//! A Llama in Hugging Face layout as a GGUF file, as llama.cpp's converter writes it: other names, and the rows of q and k
-//! in the order of its rotation.
+//! A Llama or a T5 in Hugging Face layout as a GGUF file, as llama.cpp's converter writes it: other names, and of a Llama the
+//! rows of q and k in the order of its rotation.
 
 use super::Golden;
 use serde_json::Value;
@@ -65,16 +65,100 @@ pub fn write(folder: &Path, path: &Path) {
         );
     }
 
-    let file = Golden::read(&folder.join("model.safetensors"));
     let dim = (number("hidden_size") / number("num_attention_heads")) as usize;
+    write_file(
+        path,
+        &entries,
+        folder,
+        |name| Some(gguf_name(name)),
+        |name, shape, values| {
+            let is_rotated = name.contains("q_proj") || name.contains("k_proj");
+            if is_rotated { permuted(&values, shape[1], dim) } else { values }
+        },
+    );
+}
+
+const T5_NAMES: [(&str, &str); 16] = [
+    ("SelfAttention.q", "attn_q"),
+    ("SelfAttention.k", "attn_k"),
+    ("SelfAttention.v", "attn_v"),
+    ("SelfAttention.o", "attn_o"),
+    ("SelfAttention.relative_attention_bias", "attn_rel_b"),
+    ("0.layer_norm", "attn_norm"),
+    ("EncDecAttention.q", "cross_attn_q"),
+    ("EncDecAttention.k", "cross_attn_k"),
+    ("EncDecAttention.v", "cross_attn_v"),
+    ("EncDecAttention.o", "cross_attn_o"),
+    ("DenseReluDense.wi_0", "ffn_gate"),
+    ("DenseReluDense.wi_1", "ffn_up"),
+    ("DenseReluDense.wi", "ffn_up"),
+    ("DenseReluDense.wo", "ffn_down"),
+    ("encoder.final_layer_norm.weight", "enc.output_norm.weight"),
+    ("decoder.final_layer_norm.weight", "dec.output_norm.weight"),
+];
+
+/// None of tensors that no model uses.
+fn t5_name(name: &str) -> Option<String> {
+    let known = |part: &str| T5_NAMES.iter().find(|(hf, _)| *hf == part).map(|(_, gguf)| gguf.to_string());
+    match name {
+        "shared.weight" => return Some("token_embd.weight".to_string()),
+        "lm_head.weight" => return Some("output.weight".to_string()),
+        _ => (),
+    }
+    let Some((side, rest)) = name.split_once(".block.") else { return known(name) };
+    let (layer, part) = rest.split_once(".layer.").unwrap();
+    let part = part.strip_suffix(".weight").unwrap();
+    let side = &side[..3];
+    let gguf = match (side, part) {
+        ("enc", "1.layer_norm") | ("dec", "2.layer_norm") => "ffn_norm".to_string(),
+        ("dec", "1.layer_norm") => "cross_attn_norm".to_string(),
+        _ => known(part).or_else(|| known(&part[2..]))?,
+    };
+    Some(format!("{side}.blk.{layer}.{gguf}.weight"))
+}
+
+/// Writes the golden T5 in `folder` to `path`, in f32.
+pub fn write_t5(folder: &Path, path: &Path) {
+    let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let number = |key: &str, default: u64| config[key].as_u64().unwrap_or(default);
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let mut entries = vec![[text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("t5")].concat()];
+    for (key, value) in [
+        ("context_length", 512),
+        ("embedding_length", number("d_model", 0)),
+        ("feed_forward_length", number("d_ff", 0)),
+        ("block_count", number("num_layers", 0)),
+        ("decoder_block_count", number("num_decoder_layers", number("num_layers", 0))),
+        ("attention.head_count", number("num_heads", 0)),
+        ("attention.key_length", number("d_kv", 0)),
+        ("attention.relative_buckets_count", number("relative_attention_num_buckets", 32)),
+        ("decoder_start_token_id", number("decoder_start_token_id", 0)),
+    ] {
+        let value = (value as u32).to_le_bytes().to_vec();
+        entries.push([text(&format!("t5.{key}")), 4u32.to_le_bytes().to_vec(), value].concat());
+    }
+    let epsilon = (config["layer_norm_epsilon"].as_f64().unwrap() as f32).to_le_bytes().to_vec();
+    entries.push([text("t5.attention.layer_norm_rms_epsilon"), 6u32.to_le_bytes().to_vec(), epsilon].concat());
+    write_file(path, &entries, folder, t5_name, |_, _, values| values);
+}
+
+/// Writes the tensors in `folder` behind metadata, named by `rename` and changed by `change`.
+fn write_file(
+    path: &Path,
+    entries: &[Vec<u8>],
+    folder: &Path,
+    rename: impl Fn(&str) -> Option<String>,
+    change: impl Fn(&str, &[usize], Vec<f64>) -> Vec<f64>,
+) {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let file = Golden::read(&folder.join("model.safetensors"));
     let (mut infos, mut data) = (Vec::new(), Vec::new());
-    let names = file.names();
-    for name in &names {
-        let (shape, mut values) = (file.shape(name), file.numbers(name));
-        if name.contains("q_proj") || name.contains("k_proj") {
-            values = permuted(&values, shape[1], dim);
-        }
-        infos.extend(text(&gguf_name(name)));
+    let names = file.names().into_iter().filter_map(|name| Some((rename(&name)?, name)));
+    let names: Vec<_> = names.collect();
+    for (renamed, name) in &names {
+        let shape = file.shape(name);
+        let values = change(name, &shape, file.numbers(name));
+        infos.extend(text(renamed));
         infos.extend((shape.len() as u32).to_le_bytes());
         infos.extend(shape.iter().rev().flat_map(|&side| (side as u64).to_le_bytes()));
         infos.extend(0u32.to_le_bytes());

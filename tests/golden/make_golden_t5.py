@@ -137,6 +137,9 @@ class Prompted:
         out.logits = out.logits[:, second:]
         return out
 
+    def set_attn_implementation(self, name):
+        self.model.set_attn_implementation(name)
+
 
 def load(folder, dtype):
     """Called outside `all_float64`, since checkpoints load in float32."""

@@ -1,6 +1,7 @@
 //! Attention in bf16 as a framework computes it op by op: every matrix is stored in bf16 between products that add in
 //! wider types. What a fused kernel's error is measured against.
 
+use super::bias;
 use crate::cases::{Case, Op, SCALE};
 use half::bf16;
 
@@ -10,8 +11,9 @@ fn rounded(x: f64) -> f64 {
 
 /// Output, and gradients of q, k and v, of which `d_output` is the gradient, for an attention case with operands `x`.
 pub fn attention(case: &Case, x: &[Vec<f64>], d_output: &[f64]) -> [Vec<f64>; 4] {
-    let Op::Attention { heads, dim, mask, .. } = &case.op else { unreachable!("an attention case") };
+    let Op::Attention { heads, dim, mask, bias: has_bias, .. } = &case.op else { unreachable!("an attention case") };
     let (segments, group) = (mask.segments(), heads.0 / heads.1);
+    let table = has_bias.then(|| case.bias_table(heads.0));
     let [q, k, v] = [&x[0], &x[1], &x[2]];
     let mut output = vec![0.0; q.len()];
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
@@ -25,8 +27,11 @@ pub fn attention(case: &Case, x: &[Vec<f64>], d_output: &[f64]) -> [Vec<f64>; 4]
                 let dot = |a: &[f64], a_at: usize, b: &[f64], b_at: usize| -> f64 {
                     (0..*dim).map(|i| a[a_at + i] * b[b_at + i]).sum()
                 };
-                let scores: Vec<f64> =
-                    keys.iter().map(|&key| rounded(SCALE * rounded(dot(q, at, k, row(key))))).collect();
+                let score = |&key: &usize| {
+                    let score = rounded(SCALE * rounded(dot(q, at, k, row(key))));
+                    rounded(score + bias(table.as_deref(), head, query, key))
+                };
+                let scores: Vec<f64> = keys.iter().map(score).collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                 let p: Vec<f64> = scores.iter().map(|s| rounded((s - top).exp() / total)).collect();

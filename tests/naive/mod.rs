@@ -3,7 +3,7 @@
 
 pub mod bf16;
 
-use crate::cases::{Case, EPSILON, Op, POSITIONS, SCALE, Weight};
+use crate::cases::{Case, DISTANCES, EPSILON, NO_DISTANCE, Op, POSITIONS, SCALE, Weight};
 use softprompt::layout::Segments;
 use softprompt::ops::{Activation, Pairing};
 use softprompt::weights::Orientation;
@@ -22,7 +22,11 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
         Op::AddRmsNorm { cols, .. } => with_sum(&x[0], &x[1], |sum| rms_norm(case, sum, *cols)),
         Op::AddLayerNorm { cols, .. } => with_sum(&x[0], &x[1], |sum| layer_norm(case, sum, *cols)),
         Op::Rope { rows, heads, dim, pairing, .. } => rope(case, &x[0], *rows, *heads, *dim, *pairing),
-        Op::Attention { heads, dim, mask, .. } => attention(&x[0], &x[1], &x[2], *heads, *dim, &mask.segments()),
+        Op::Attention { heads, dim, mask, bias, .. } => {
+            let table = bias.then(|| case.bias_table(heads.0));
+            attention(&x[0], &x[1], &x[2], *heads, *dim, &mask.segments(), table.as_deref())
+        }
+        Op::Scale { .. } => x[0].iter().map(|x| SCALE * x).collect(),
         Op::Activation { function, .. } => x[0].iter().map(|&x| activation(*function, x)).collect(),
         Op::Gated { function, .. } => x[0].iter().zip(&x[1]).map(|(&g, u)| activation(*function, g) * u).collect(),
         Op::Embedding { prompt, ids, table, positions } => {
@@ -126,7 +130,21 @@ fn rope(case: &Case, x: &[f64], rows: usize, heads: usize, dim: usize, pairing: 
     y
 }
 
-fn attention(q: &[f64], k: &[f64], v: &[f64], heads: (usize, usize), dim: usize, segments: &Segments) -> Vec<f64> {
+/// What is added to the score of a query and a key.
+pub fn bias(table: Option<&[f64]>, head: usize, query: usize, key: usize) -> f64 {
+    let column = (key + NO_DISTANCE).saturating_sub(query).min(DISTANCES - 1);
+    table.map_or(0.0, |table| table[head * DISTANCES + column])
+}
+
+fn attention(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    heads: (usize, usize),
+    dim: usize,
+    segments: &Segments,
+    table: Option<&[f64]>,
+) -> Vec<f64> {
     let mut output = vec![0.0; q.len()];
     for segment in segments.as_slice() {
         for query in segment.queries.clone() {
@@ -137,7 +155,7 @@ fn attention(q: &[f64], k: &[f64], v: &[f64], heads: (usize, usize), dim: usize,
                 let at = (query * heads.0 + head) * dim;
                 let weight = |key: usize| {
                     let dot: f64 = (0..dim).map(|i| q[at + i] * k[(key * heads.1 + key_head) * dim + i]).sum();
-                    (SCALE * dot).exp()
+                    (SCALE * dot + bias(table, head, query, key)).exp()
                 };
                 let total: f64 = keys.iter().map(|&key| weight(key)).sum();
                 for &key in &keys {

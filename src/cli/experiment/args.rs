@@ -36,12 +36,12 @@ pub(in crate::cli) fn command(command: clap::Command) -> clap::Command {
         .arg(list("lengths", "LIST", "1,5,20,100,150", "Of length: the rows"))
         .arg(own("inits", "LIST", "Of init: among uniform, sample_vocab, class_labels and text; text only with --init-text by default"))
         .arg(own("init-text", "TEXT", "Of init: the text"))
-        .arg(list("methods", "LIST", "prompt,full", "Of methods and transfer: what is trained"))
+        .arg(own("methods", "LIST", "Of methods, transfer and model-size: what is trained, by default prompt,full, of model-size prompt"))
         .arg(list("few-shot", "LIST", "8", "Of methods: how many training rows stand in the context"))
         .arg(own("few-shot-joiner", "TEXT", "Of methods: what stands behind each of them, by default a line break")
             .allow_hyphen_values(true))
-        .arg(own("full-learning-rate", "X", "Of methods and transfer: the learning rate of full, by default that method's"))
-        .arg(own("full-max-steps", "N", "Of methods and transfer: the steps of full, by default those of prompts"))
+        .arg(own("full-learning-rate", "X", "Of methods, transfer and model-size: the learning rate of full, by default that method's"))
+        .arg(own("full-max-steps", "N", "Of methods, transfer and model-size: the steps of full, by default those of prompts"))
         .arg(list("top", "N", "5", "Of neighbours: how many of each row").value_parser(clap::value_parser!(u16).range(1..)))
 }
 
@@ -87,7 +87,10 @@ impl Args {
             inits: inits(text("inits").as_deref(), init_text.as_deref())?,
             init_text,
             models: models.into_iter().map(PathBuf::from).collect(),
-            methods: methods(&text("methods").unwrap_or_default())?,
+            methods: methods(&text("methods").unwrap_or_else(|| match name.as_str() {
+                "model-size" => "prompt".to_owned(),
+                _ => "prompt,full".to_owned(),
+            }))?,
             full: Full {
                 learning_rate: number(matches, "full-learning-rate")?,
                 max_steps: number(matches, "full-max-steps")?,
@@ -105,14 +108,15 @@ impl Args {
     /// Refuses what this experiment cannot do, and what it would not look at.
     fn check(&self, matches: &ArgMatches) -> Result<()> {
         let of_others = [
-            ("lengths", &["length"][..]),
+            ("test-file", &["length", "init", "model-size", "methods", "transfer", "ensemble"][..]),
+            ("lengths", &["length"]),
             ("inits", &["init"]),
             ("init-text", &["init"]),
-            ("methods", &["methods", "transfer"]),
+            ("methods", &["methods", "transfer", "model-size"]),
             ("few-shot", &["methods"]),
             ("few-shot-joiner", &["methods"]),
-            ("full-learning-rate", &["methods", "transfer"]),
-            ("full-max-steps", &["methods", "transfer"]),
+            ("full-learning-rate", &["methods", "transfer", "model-size"]),
+            ("full-max-steps", &["methods", "transfer", "model-size"]),
             ("top", &["neighbours"]),
         ];
         let is_given = |flag: &str| matches.value_source(flag) == Some(clap::parser::ValueSource::CommandLine);
