@@ -206,7 +206,9 @@ impl Tape {
         // The parameters have variables of their own on the inner tape, which are part of those here.
         let outer: BTreeMap<usize, Node> =
             first.parameters.iter().map(|(&id, node)| (id, self.parameter(Some(id), node.grad_rows))).collect();
-        let (nodes, saved): (Vec<Node>, Vec<Tensor>) = inputs.iter().map(|x| (x.node, self.save(&x.tensor))).unzip();
+        // A constant is kept by whoever it belongs to.
+        let keep = |x: &&Var| (x.node, if x.is_tracked() { self.save(&x.tensor) } else { x.tensor.clone() });
+        let (nodes, saved): (Vec<Node>, Vec<Tensor>) = inputs.iter().map(keep).unzip();
         Ok(self.record(output.tensor, grad_rows, move |dy, gradients| {
             let mut tape = Tape::new();
             let leaves = nodes.iter().zip(saved).map(|(node, saved)| tape.leaf_rows(saved, node.grad_rows));

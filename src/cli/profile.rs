@@ -277,7 +277,7 @@ fn forecast(args: &ProfileArgs) -> Result<Told> {
     let (architecture, stored_bits) = match (&args.config, &args.model) {
         (Some(shape), _) => {
             let config = ModelConfig::named(shape).ok_or_else(|| Error::op("profile", "a shape of the list", shape))?;
-            (Architecture::Causal(Box::new(config)), None)
+            (Architecture(config), None)
         }
         (None, Some(path)) => Architecture::read(path).map_err(|error| advised(error, path))?,
         (None, None) => return Err(Error::op("profile", "a model", "none")),
@@ -298,9 +298,7 @@ fn forecast(args: &ProfileArgs) -> Result<Told> {
     };
     let mut forecasts = Vec::new();
     for (method, recompute) in args.rows() {
-        if let Architecture::Causal(config) = &architecture {
-            check_positions(config, if method == Method::Prompt { prompt_rows } else { 0 }, tokens)?;
-        }
+        check_positions(&architecture.0, if method == Method::Prompt { prompt_rows } else { 0 }, tokens)?;
         let plan = Plan { method, recompute, ..plan };
         let fits = devices.iter().map(|&(_, bytes)| architecture.largest_batch(&plan, bytes)).collect();
         forecasts.push(Forecast { method, recompute, need: architecture.need(&plan), fits });

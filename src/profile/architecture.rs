@@ -3,7 +3,6 @@
 use super::choose::most_that_fit;
 use super::moments::{Prediction, predict};
 use super::sizes::{Method, Parameters, Setup, Stream};
-use super::t5::{T5Config, T5Step};
 use crate::device::Kind;
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
@@ -15,12 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// A model's sizes.
 #[derive(Debug, Clone)]
-pub enum Architecture {
-    /// A causal model of this crate.
-    Causal(Box<ModelConfig>),
-    /// An encoder and a decoder of the T5 family.
-    T5(T5Config),
-}
+pub struct Architecture(pub ModelConfig);
 
 /// A step that is only thought of.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -90,68 +84,40 @@ impl Architecture {
                 .hint("give a config.json in Hugging Face's form")
         })?;
         let stored = value.as_object().and_then(stored_bits);
-        let found = match value {
-            Value::Object(map) if T5Config::is_one(&map) => Self::T5(T5Config::read(&map, &file)?),
-            _ => Self::Causal(Box::new(ModelConfig::read_json(&file).map_err(|error| {
-                error.or_hint("softprompt predicts Llama, Mistral, Qwen2, GPT-2 and the T5 family")
-            })?)),
-        };
-        Ok((found, stored))
+        let found = ModelConfig::read_json(&file)
+            .map_err(|error| error.or_hint("softprompt predicts Llama, Mistral, Qwen2, GPT-2 and the T5 family"))?;
+        Ok((Self(found), stored))
     }
 
     /// The family's name, as in `model_type`.
     pub fn family(&self) -> &'static str {
-        match self {
-            Self::Causal(config) => config.family.name(),
-            Self::T5(_) => "t5",
-        }
+        self.0.family.name()
     }
 
     /// Numbers that its weights are, tied tables once.
     pub fn parameters(&self) -> u128 {
-        match self {
-            Self::Causal(config) => Parameters::of(config).total,
-            Self::T5(config) => config.parameters(),
-        }
+        Parameters::of(&self.0).total
     }
 
     /// Positions that a model has; none where distances alone count.
     pub fn positions(&self) -> Option<usize> {
-        match self {
-            Self::Causal(config) => Some(config.max_position_embeddings),
-            Self::T5(_) => None,
-        }
-    }
-
-    /// Whether tests hold predictions of such models against measurements.
-    pub fn is_checked(&self) -> bool {
-        matches!(self, Self::Causal(_))
+        (!self.0.is_encoder_decoder()).then_some(self.0.max_position_embeddings)
     }
 
     /// What a step needs.
     pub fn need(&self, plan: &Plan) -> Need {
         let Plan { method, recompute, dtype, prompt_rows, examples, tokens, .. } = *plan;
-        match self {
-            Self::Causal(config) => {
-                let setup = Setup {
-                    config: ModelConfig::clone(config),
-                    method,
-                    on_gpu: plan.on_gpu,
-                    dtype,
-                    stored_bits: plan.stored_bits,
-                    widened: false,
-                    threads: plan.threads,
-                };
-                let in_front = if method == Method::Prompt { prompt_rows } else { 0 };
-                Need::of(&predict(&setup, &Stream::even(in_front, examples, tokens, LABELS), recompute))
-            }
-            Self::T5(config) => {
-                let labels = LABELS;
-                let step = T5Step { method, dtype, prompt_rows, examples, tokens, labels, recompute };
-                let peak = config.peak(&step);
-                Need { moment: peak.name, bytes: Kind::ALL.map(|kind| peak.bytes(kind)) }
-            }
-        }
+        let setup = Setup {
+            config: self.0.clone(),
+            method,
+            on_gpu: plan.on_gpu,
+            dtype,
+            stored_bits: plan.stored_bits,
+            widened: false,
+            threads: plan.threads,
+        };
+        let in_front = if method == Method::Prompt { prompt_rows } else { 0 };
+        Need::of(&predict(&setup, &Stream::even(in_front, examples, tokens, LABELS), recompute))
     }
 
     /// The most examples of a step like `plan` that fit into `limit` bytes, up to a million or so; 0 if not even one does.
@@ -237,9 +203,10 @@ mod tests {
             ("smollm2-135m", 134_515_008),
             ("qwen2.5-0.5b", 494_032_768),
             ("llama-3.2-1b", 1_235_814_400),
+            ("t5-small", 60_506_624),
         ] {
             let config = ModelConfig::named(name).unwrap();
-            assert_eq!(Architecture::Causal(Box::new(config)).parameters(), numbers, "{name}");
+            assert_eq!(Architecture(config).parameters(), numbers, "{name}");
         }
     }
 
@@ -263,7 +230,7 @@ mod tests {
             ("[1]", "object"),
             ("{}", "model_type"),
             (r#"{"model_type": "bert"}"#, "bert"),
-            (r#"{"model_type": "t5"}"#, "num_layers"),
+            (r#"{"model_type": "t5"}"#, "num_heads"),
             (r#"{"model_type": "llama", "hidden_size": "wide"}"#, "hidden_size"),
         ] {
             let error = read(text).unwrap_err();

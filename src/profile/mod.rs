@@ -38,4 +38,3 @@ pub use choose::{Choice, choose, largest_batch};
 pub use measure::{Measured, measure};
 pub use moments::{Moment, Prediction, predict};
 pub use sizes::{MOST_ROWS, Method, Parameters, Setup, Stream};
-pub use t5::{T5Config, T5Peak, T5Step};

@@ -1,6 +1,7 @@
 //! The moments of a step at which most is held, as formulas. Symbols are those of [`crate::profile`].
 
 use super::sizes::{Method, Parameters, Setup, Stream, Widths};
+use super::t5;
 use crate::device::Kind;
 use crate::dtype::DType;
 use crate::models::Recompute;
@@ -16,6 +17,10 @@ pub struct Moment {
 }
 
 impl Moment {
+    pub(super) fn new(name: &'static str, bytes: [u128; 5]) -> Self {
+        Self { name, layer: None, bytes }
+    }
+
     /// Bytes held for `kind`.
     pub fn bytes(&self, kind: Kind) -> u64 {
         saturated(self.bytes[kind as usize])
@@ -23,7 +28,7 @@ impl Moment {
 
     /// Bytes held in all.
     pub fn total(&self) -> u64 {
-        saturated(self.bytes.iter().sum())
+        saturated(self.bytes.iter().fold(0, |sum, &bytes| sum.saturating_add(bytes)))
     }
 }
 
@@ -58,7 +63,10 @@ impl Prediction {
 
 /// Predicts the memory of one step, its optimizer's included.
 pub fn predict(setup: &Setup, stream: &Stream, recompute: Recompute) -> Prediction {
-    let moments = Step::new(setup, stream, recompute).moments();
+    let moments = match &setup.config.encoder_decoder {
+        Some(more) => t5::moments(setup, more, stream, recompute),
+        None => Step::new(setup, stream, recompute).moments(),
+    };
     let peak = (0..moments.len()).rev().max_by_key(|&index| moments[index].total()).unwrap_or(0);
     Prediction { moments, peak }
 }

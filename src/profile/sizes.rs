@@ -1,5 +1,6 @@
 //! What a prediction starts from: the sizes of a model, of a step, and how it computes.
 
+use super::t5;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::layout::Layout;
@@ -19,7 +20,7 @@ pub enum Method {
 pub struct Parameters {
     /// All of them. Tied tables count once.
     pub total: u128,
-    /// Those of one layer.
+    /// Those of one layer; 0 of an encoder–decoder, which has two kinds.
     pub layer: u128,
     /// Those of the biases and norms, of all layers.
     pub vectors: u128,
@@ -28,6 +29,10 @@ pub struct Parameters {
 impl Parameters {
     /// Those of a model of these sizes.
     pub fn of(config: &ModelConfig) -> Self {
+        if let Some(more) = &config.encoder_decoder {
+            let (total, vectors) = (t5::parameters(config, more), t5::norms(config, more));
+            return Self { total, layer: 0, vectors };
+        }
         let Widths { n, d, f, g, q, k, v, .. } = Widths::of(config);
         let given = |has: bool, count: u128| if has { count } else { 0 };
         let is_gpt2 = config.family == Family::Gpt2;
@@ -123,8 +128,14 @@ impl Stream {
         }
     }
 
-    /// The rows of a layout.
+    /// The rows of a layout; of an encoder–decoder's, whose prompts stand on the encoder, as of even examples.
     pub fn of(layout: &Layout) -> Self {
+        if let Some(encoder) = &layout.encoder {
+            let examples = layout.prompt_rows.len().max(1);
+            let tokens = (encoder.ids.len() + layout.scored_rows.len()).div_ceil(examples);
+            let prompt_rows = encoder.prompt_index.len() / examples;
+            return Self::even(prompt_rows, examples, tokens, layout.scored_rows.len().div_ceil(examples));
+        }
         let examples = layout.all.as_slice().iter().skip(layout.prompt_rows.len());
         Self {
             prompt_rows: layout.total_prompt_rows(),

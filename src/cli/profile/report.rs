@@ -289,7 +289,6 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
     table.header.extend(about.devices.iter().map(|(name, _)| name.clone()));
     let mut bars = Vec::new();
     let mut told = Vec::new();
-    let is_checked = about.architecture.is_checked();
     for forecast in about.forecasts {
         let Forecast { method, recompute, need, fits } = forecast;
         let mut cells = strings([method_name(*method), recompute.name()]);
@@ -311,11 +310,10 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
     }
     let mut json = subject.json();
     json.insert("family".into(), about.architecture.family().into());
-    json.insert("checked_against_measurements".into(), is_checked.into());
     json.insert("methods".into(), told.into());
     let title = subject.title();
     let sizes = subject.sizes();
-    let mut notes = vec![
+    let notes = [
         format!("One training step at {sizes}, in {}, predicted from the configuration.", unit.name),
         format!(
             "Beside the peak, for each device: the largest batch at P = {} and T = {} that fits, or no. A GPU's driver \
@@ -323,13 +321,6 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
             subject.prompt_rows, subject.tokens
         ),
     ];
-    if !is_checked {
-        notes.push(
-            "This is an encoder with a decoder, counted by the rules that hold for causal models; it is not checked \
-             against a measurement."
-                .into(),
-        );
-    }
     Told {
         json: json.into(),
         text: format!("{title}\n{}\n\n{}\n\n{}", notes[0], table.text(), notes[1..].join("\n")),
@@ -340,7 +331,7 @@ pub(super) fn predicted(subject: &Subject, about: &Predicted<'_>) -> Told {
             bars,
         },
         title,
-        notes,
+        notes: notes.into(),
         table,
     }
 }
