@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# A small T5 1.1 from nothing: pretrained by span corruption, then adapted by prefix language modelling as Lester et al. 2021
+# adapt T5, and both tuned on WordNet's noun glosses (8 classes) by prompts and by full fine-tuning.
+# About an hour on two busy cores.
+#
+# Usage: demo/t5.sh [STAGE...]     STAGE: pretrain adapt prompt sentinel decoder full table; all of them without one
+#   STEPS=1200 TUNING=300 SEEDS=0,1,2 RATES=0.3 THREADS=2
+#                     steps of the first pass of pretraining, of a tuning; seeds of the tunings; prompts' learning rates; CPU threads
+#   PYTHON=python3    one that has the package `tokenizers` (demo/fetch_t5.py says how to make it)
+# The rates of the pretraining are those of the results kept in benches/results, which found them too high.
+# What has been finished is not run again. Models, prompts and logs go to demo/t5/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+need() {
+  command -v "$1" >/dev/null || {
+    echo "demo/t5.sh: $1 was not found" >&2
+    echo "  hint: $2" >&2
+    exit 2
+  }
+}
+steps=${STEPS:-1200} tuning=${TUNING:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-0.3} python=${PYTHON:-python3}
+need cargo "install the Rust toolchain named in Cargo.toml, e.g. with rustup"
+need "$python" "install Python 3.9 or newer, with pip"
+stages=("$@")
+[[ ${#stages[@]} -gt 0 ]] || stages=(pretrain adapt prompt sentinel decoder full table)
+
+softprompt=${SOFTPROMPT:-${CARGO_TARGET_DIR:-target}/release/softprompt}
+[[ -n ${SOFTPROMPT:-} ]] || cargo build --release --locked
+"$python" demo/fetch_t5.py
+
+cache=demo/cache/t5 out=demo/t5
+mkdir -p "$out"
+threads=()
+[[ -z ${THREADS:-} ]] || threads=(--threads "$THREADS")
+texts=(--train-file "$cache/train.jsonl" --eval-file "$cache/held-out.jsonl" --template "{text}"
+  --adam-beta2 0.98 --max-grad-norm 1 --lr-scheduler-type linear --save-steps 1000000)
+short=(--max-length 48 --per-device-train-batch-size 40)
+sets=(--train-file demo/cache/wordnet/train.jsonl --eval-file demo/cache/wordnet/dev.jsonl --template "{text} Topic:"
+  --metric-for-best-model accuracy --per-device-train-batch-size 16 --max-steps "$tuning" --eval-steps $(((tuning + 2) / 3))
+  --save-steps 1000000)
+
+# Runs a training with its output in OUT, unless it has been; half a run is begun again.
+once() { # OUT COMMAND FLAGS...
+  local dir=$out/$1
+  shift
+  if [[ -f $dir.log && -f $dir.done ]]; then
+    echo "$dir: done before"
+  else
+    rm -rf "$dir"
+    echo "$dir: $(date +%T)"
+    "$softprompt" "$@" "${threads[@]}" --output-dir "$dir" 2>&1 | tee "$dir.log"
+    touch "$dir.done"
+  fi
+}
+
+score() { # NAME BASE TARGET [flags]: the test rows' accuracy, into NAME.test.json
+  local file=$out/$1.test.json base=$2 target=$3
+  shift 3
+  [[ -s $file ]] || "$softprompt" eval --model "$base" --data demo/cache/wordnet/test.jsonl --template "{text} Topic:" \
+    --target "$target" --json --quiet "${threads[@]}" "$@" >"$file.part"
+  [[ -s $file ]] || mv "$file.part" "$file"
+}
+
+# Two passes: over long pieces, then over pieces as short as the rows that come later, with other cuts.
+pretrain() {
+  local how=(train --method pretrain --objective span_corruption --corruptions 2 --warmup-steps 50 "${texts[@]}")
+  once span-1 "${how[@]}" --init-weights 0 --model "$cache/model" --max-length 128 --per-device-train-batch-size 16 \
+    --learning-rate 3e-3 --max-steps "$steps" --eval-steps $(((steps + 5) / 6))
+  once span "${how[@]}" --seed 1 --model "$out/span-1/best" "${short[@]}" \
+    --learning-rate 2e-3 --max-steps $((steps * 2 / 3)) --eval-steps $((steps / 6))
+}
+
+adapt() {
+  once adapted train --method pretrain --objective prefix_lm --model "$out/span/best" "${texts[@]}" "${short[@]}" \
+    --learning-rate 1e-3 --warmup-steps 10 --max-steps $((steps / 5)) --eval-steps $((steps / 10))
+  # Each model's loss by each objective: a step that is too small to change a weight, and the evaluation after it.
+  for base in span adapted; do
+    for objective in span_corruption prefix_lm; do
+      once "loss-$base-$objective" train --method pretrain --objective "$objective" --model "$out/$base/best" \
+        "${texts[@]}" "${short[@]}" --learning-rate 1e-30 --max-steps 1 --eval-steps 1
+    done
+  done
+}
+
+prompts() { # NAME BASE TARGET SIDE: prompts of 20 rows, of all learning rates and seeds, in one pass
+  local name=$1 base=$out/$2/best target=$3 on=(--prompt-on "$4")
+  once "prompt-$name" sweep --model "$base" "${sets[@]}" --target "$target" "${on[@]}" --num-virtual-tokens 20 \
+    --prompt-tuning-init class_labels --sweep "learning_rate=$rates" --sweep "seed=$seeds"
+  local paths=()
+  for path in "$out/prompt-$name"/*/best; do paths+=(--prompt "$path"); done
+  score "prompt-$name" "$base" "$target" "${on[@]}" "${paths[@]}"
+  score "zero-shot-$name" "$base" "$target"
+}
+
+prompt() {
+  prompts span span "{label}" encoder
+  prompts adapted adapted "{label}" encoder
+}
+
+# Span corruption's targets all begin with a sentinel, so that the label may too.
+sentinel() {
+  prompts sentinel span "<extra_id_0> {label}" encoder
+}
+
+# Prompts that need no attention from the decoder to the encoder.
+decoder() {
+  prompts decoder-span span "{label}" decoder
+  prompts decoder-adapted adapted "{label}" decoder
+}
+
+full() {
+  for seed in ${seeds//,/ }; do
+    for base in span adapted; do
+      once "full-$base-$seed" train --method full --model "$out/$base/best" "${sets[@]}" --target "{label}" \
+        --learning-rate 1e-3 --warmup-steps 20 --max-grad-norm 1 --seed "$seed"
+      score "full-$base-$seed" "$out/full-$base-$seed/best" "{label}"
+    done
+  done
+  # What the pretraining itself is worth.
+  once full-fresh-0 train --method full --init-weights 0 --model "$cache/model" "${sets[@]}" --target "{label}" \
+    --learning-rate 1e-3 --warmup-steps 20 --max-grad-norm 1
+  score full-fresh-0 "$out/full-fresh-0/best" "{label}"
+}
+
+table() {
+  python3 demo/t5_table.py "$out"
+}
+
+for stage in "${stages[@]}"; do
+  case $stage in
+    pretrain | adapt | prompt | sentinel | decoder | full | table) "$stage" ;;
+    *)
+      echo "demo/t5.sh: $stage: expected pretrain, adapt, prompt, sentinel, decoder, full or table" >&2
+      exit 2
+      ;;
+  esac
+done
