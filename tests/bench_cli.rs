@@ -178,7 +178,7 @@ fn what_cannot_be_benched_is_refused_and_nothing_is_written() {
     let cases: &[(&str, Vec<&str>, i32, &[&str])] = &[
         ("neither", vec![], 2, &["MODEL", "--config", "smollm2-135m"]),
         ("both", vec![&model, "--config", "gpt2"], 2, &["MODEL", "--config"]),
-        ("shape", vec!["--config", "t5-small"], 2, &["t5-small", "gpt2", "llama-3.2-1b"]),
+        ("shape", vec!["--config", "t5-huge"], 2, &["t5-huge", "gpt2", "llama-3.2-1b", "t5-small"]),
         ("shape as model", vec!["gpt2"], 4, &["gpt2", "--config gpt2"]),
         ("no examples", vec![&model, "--examples", "0"], 2, &["--examples"]),
         ("one token", vec![&model, "--tokens", "1"], 2, &["--tokens"]),

@@ -37,6 +37,7 @@ const BLOCKS: &[(&str, &str, u32)] = &[
     ("rms_norm_", "", 5),
     ("rope_", "", 5),
     ("rows_", "", 6),
+    ("scale_", "", 8),
 ];
 
 /// Kernels that do not wait for memory, or cannot move 16 bytes at a time: an optimizer's sums, one number of a row, and

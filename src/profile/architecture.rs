@@ -230,7 +230,7 @@ mod tests {
             ("[1]", "object"),
             ("{}", "model_type"),
             (r#"{"model_type": "bert"}"#, "bert"),
-            (r#"{"model_type": "t5"}"#, "num_heads"),
+            (r#"{"model_type": "t5"}"#, "num_layers"),
             (r#"{"model_type": "llama", "hidden_size": "wide"}"#, "hidden_size"),
         ] {
             let error = read(text).unwrap_err();

@@ -15,7 +15,7 @@
 //! have seen the encoder's output. What single ops need beside that is not counted. Only the decoder's last layer is kept with `none` whatever the policy.
 
 use super::moments::Moment;
-use super::sizes::{Method, Setup, Stream};
+use super::sizes::{MOST_ROWS, Method, Setup, Stream};
 use crate::dtype::DType;
 use crate::models::{EncoderDecoderConfig, ModelConfig, Recompute};
 
@@ -111,7 +111,8 @@ impl<'a> Walk<'a> {
         let prompt = if trains { 0 } else { prompt };
         // A stream's examples have a token more than rows.
         let tokens = stream.longest as u128 + 1;
-        let encoded = examples * (prompt + tokens) - labels.min(examples * tokens);
+        let most = MOST_ROWS as u128;
+        let encoded = (examples * (prompt + tokens) - labels.min(examples * tokens)).min(most);
         let pairs = labels * encoded / examples.max(1);
         let [rows, asked, seen] = [labels, pairs, encoded].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
         let by_head = !trains && !setup.on_gpu && config.heads().asks_by_head(config.hidden_size, rows, asked, seen);
@@ -168,7 +169,7 @@ impl<'a> Walk<'a> {
         let rows = stack.rows;
         let normed = self.if_trained(rows * w.d * e);
         if !stack.is_decoder {
-            let prompts = self.prompt * self.examples;
+            let prompts = (self.prompt * self.examples).min(rows);
             let before = if index == 0 && !self.trains { prompts } else { rows };
             return before * w.d * e + 2 * rows * w.q * e + self.asked(rows) + normed;
         }

@@ -34,7 +34,6 @@ pub fn table() -> Vec<Case> {
         ops.push(Op::AddRmsNorm { rows, cols, left: grad, right: grad });
         ops.push(Op::AddLayerNorm { rows, cols, left: rows, right: grad });
         ops.push(Op::AddLayerNorm { rows, cols, left: grad, right: grad });
-        ops.push(Op::Scale { rows, cols, grad });
         ops.extend(FUNCTIONS.map(|function| Op::Activation { rows, cols, grad, function }));
         ops.extend(FUNCTIONS.map(|function| Op::Gated { rows, cols, grad, function }));
         ops.extend(row_cases(rows, cols, grad));
@@ -50,7 +49,10 @@ pub fn table() -> Vec<Case> {
     ops.extend(head_sizes());
     let frozen = ops.into_iter().map(|op| (op, false));
     let trained = trained().into_iter().map(|op| (op, true));
-    let numbered = frozen.chain(trained).zip(1..);
+    let scales = MATRICES.map(|(rows, cols, grad)| Op::Scale { rows, cols, grad });
+    let later = scales.into_iter().chain(biased_attention()).map(|op| (op, false));
+    // A case's numbers follow from its place: new ones come last.
+    let numbered = frozen.chain(trained).chain(later).zip(1..);
     numbered.map(|((op, trained), seed)| Case { op, seed, in_bf16: false, trained }).collect()
 }
 
@@ -125,7 +127,8 @@ fn linear() -> Vec<Op> {
     ops
 }
 
-fn attention() -> Vec<Op> {
+/// Who sees whom, and the rows of the prompts.
+fn masks() -> Vec<(Mask, usize)> {
     let causal = |prompts: &[usize], examples: &[(usize, usize, usize)], trimmed| Mask::Causal {
         prompts: prompts.to_vec(),
         examples: examples.to_vec(),
@@ -134,8 +137,7 @@ fn attention() -> Vec<Op> {
     let uneven = [(0, 9, 5), (0, 2, 1), (0, 1, 0), (0, 14, 3), (0, 3, 0)];
     let two = [(0, 6, 2), (1, 5, 0), (0, 1, 0), (1, 9, 8)];
     let many: Vec<_> = (0..40).map(|i| (0, 1 + i % 5, i % (1 + i % 5))).collect();
-    // Mask, rows of the prompts.
-    let masks = [
+    vec![
         (causal(&[1], &[(0, 2, 1)], false), 1),
         (causal(&[31], &uneven, false), 31),
         (causal(&[31], &uneven, true), 31),
@@ -155,9 +157,12 @@ fn attention() -> Vec<Op> {
         (Mask::Full { prompt: 33, examples: vec![100, 123] }, 66),
         (Mask::Scattered { queries: 31, keys: 33 }, 9),
         (Mask::Scattered { queries: 1, keys: 123 }, 40),
-    ];
+    ]
+}
+
+fn attention() -> Vec<Op> {
     let mut ops = Vec::new();
-    for (index, (mask, prompt)) in masks.into_iter().enumerate() {
+    for (index, (mask, prompt)) in masks().into_iter().enumerate() {
         let shapes = [((1, 1), 6), ((4, 4), 16), ((6, 2), 20), ((4, 1), 1)];
         let (heads, dim) = shapes[index % shapes.len()];
         let (more_heads, more_dim) = shapes[(index + 2) % shapes.len()];
@@ -173,15 +178,19 @@ fn attention() -> Vec<Op> {
         push(more_heads, more_dim, 0, ALL);
         push(heads, dim, prompt + 2, prompt + 3);
         push(heads, dim, 0, 0);
-        let whole = [(heads, dim, ALL, ALL), (more_heads, more_dim, prompt, prompt), (heads, dim, 0, prompt)];
-        ops.extend(whole.map(|(heads, dim, query_grad, key_grad)| Op::Attention {
-            heads,
-            dim,
-            mask: mask.clone(),
-            query_grad,
-            key_grad,
-            bias: true,
-        }));
+    }
+    ops
+}
+
+/// Every mask with a bias by distance.
+fn biased_attention() -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (index, (mask, prompt)) in masks().into_iter().enumerate() {
+        let shapes = [((1, 1), 64), ((4, 4), 16), ((6, 2), 20)];
+        let (heads, dim) = shapes[index % shapes.len()];
+        for (query_grad, key_grad) in [(ALL, ALL), (prompt, prompt), (0, prompt)] {
+            ops.push(Op::Attention { heads, dim, mask: mask.clone(), query_grad, key_grad, bias: true });
+        }
     }
     ops
 }
@@ -198,7 +207,7 @@ fn head_sizes() -> Vec<Op> {
             mask: mask.clone(),
             query_grad: ALL,
             key_grad: ALL,
-            bias: dim == 64,
+            bias: false,
         })
         .into()
 }

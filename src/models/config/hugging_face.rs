@@ -221,7 +221,7 @@ impl HuggingFace {
         if !self.flag("is_encoder_decoder", true)? || self.flag("is_decoder", false)? {
             return self.refuse("is_encoder_decoder", "true, and is_decoder false", "another part of T5");
         }
-        let (heads, layers) = (self.size("num_heads", None)?, self.size("num_layers", None)?);
+        let (layers, heads) = (self.size("num_layers", None)?, self.size("num_heads", None)?);
         let default = if family == Family::Mt5 { "gated-gelu" } else { "relu" };
         let mlp = match self.value("feed_forward_proj") {
             Some(value) => value.as_str().map_or_else(|| self.refuse("feed_forward_proj", "a name", value), Ok)?,
