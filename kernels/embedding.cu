@@ -2,8 +2,6 @@
 // stored; plus learned position embeddings where the model has them. The sum of the two is rounded once.
 //
 //   embedding_forward   y[r] = prompt[r] for r < prompt_rows, else table[ids[r − prompt_rows]];  + places[positions[r]]
-//   embedding_backward  dprompt[p] = Σ dy[copy · prompt_rows + p] over the copies, in their order: the prompt-row
-//                       reduction of an encoder, whose examples have a copy of the prompt each. f32, and in dy's type.
 //   embedding_scatter   sums[t] += Σ dy[order[i]] over the i with targets[i] = t, in their order, rounded once: the
 //                       gradient of a table. The host sorts: `targets` rises, and one of `limit` or more is left out. The
 //                       block of a run's first place adds the run, the others do nothing, so that the launch is the same
@@ -11,12 +9,10 @@
 //
 // Formats are codes of formats.cuh; place_format 0 means no positions. A table's row has so many bytes.
 //
-// Launch: forward 128 threads, grid rows; a thread has 8 elements at a time. backward 256 threads, 16 bytes a thread:
-// grid ceil(prompt_rows · cols / (256 · 16 / size)). scatter 128 threads, grid rows of dy; a thread has 16 bytes at a time,
-// or an element if rows are not multiples of that.
-// Registers: forward and scatter ≤ 64, backward ≤ 32: 8 blocks an SM, on sm_80 and sm_90.
-// Bytes: forward rows · (the row as stored + cols elements); backward (copies + 1) · prompt_rows · cols elements;
-// scatter (rows + 2 · distinct targets) · cols elements.
+// Launch: 128 threads. forward: grid rows, a thread has 8 elements at a time. scatter: grid rows of dy, a thread has 16 bytes
+// at a time, or an element if rows are not multiples of that.
+// Registers ≤ 64: 8 blocks an SM, on sm_80 and sm_90.
+// Bytes: forward rows · (the row as stored + cols elements); scatter (rows + 2 · distinct targets) · cols elements.
 
 #include "formats.cuh"
 
@@ -56,35 +52,6 @@ DEVICE void forward(const T* __restrict__ prompt, int prompt_rows, const Table& 
   }
 }
 
-template <typename T, typename To>
-DEVICE void backward(const T* __restrict__ dy, To* __restrict__ dprompt, int copies, long long count) {
-  const long long i = global_thread() * WIDTH<T>;
-  if (i >= count) return;
-  // A copy starts at a multiple of 16 bytes only if its size is one.
-  const bool aligned = count % WIDTH<T> == 0;
-  float sum[WIDTH<T>] = {};
-#pragma unroll 1
-  for (int copy = 0; copy < copies; copy++) {
-    const T* p = dy + copy * count + i;
-    float v[WIDTH<T>];
-    if (aligned) {
-      load4(p, v);
-    } else {
-#pragma unroll
-      for (int k = 0; k < WIDTH<T>; k++) v[k] = k < count - i ? to_float(p[k]) : 0.0f;
-    }
-#pragma unroll
-    for (int k = 0; k < WIDTH<T>; k++) sum[k] += v[k];
-  }
-#pragma unroll
-  for (int part = 0; part < WIDTH<T>; part += WIDTH<To>) {
-    float words[WIDTH<To>];
-#pragma unroll
-    for (int k = 0; k < WIDTH<To>; k++) words[k] = sum[part + k];
-    store_some(dprompt + i + part, words, count - i - part);
-  }
-}
-
 template <typename T, int N>
 DEVICE void scatter(const T* __restrict__ dy, const int* __restrict__ targets, const int* __restrict__ order, T* sums,
                     int rows, int limit, int cols) {
@@ -115,10 +82,6 @@ DEVICE void scatter(const T* __restrict__ dy, const int* __restrict__ targets, c
     forward<T>(prompt, prompt_rows, {table, table_format, table_row_bytes}, ids,                                       \
                {places, place_format, place_row_bytes}, positions, y, cols);                                           \
   }                                                                                                                    \
-  KERNEL(embedding_backward_##suffix, 256)                                                                             \
-  (const T* __restrict__ dy, T* __restrict__ dprompt, int copies, long long count) {                                   \
-    backward(dy, dprompt, copies, count);                                                                              \
-  }                                                                                                                    \
   KERNEL(embedding_scatter_##suffix, 128)                                                                              \
   (const T* __restrict__ dy, const int* __restrict__ targets, const int* __restrict__ order, T* sums, int rows,        \
    int limit, int cols) {                                                                                              \
@@ -131,8 +94,3 @@ DEVICE void scatter(const T* __restrict__ dy, const int* __restrict__ targets, c
 
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)
-
-KERNEL(embedding_backward_bf16_f32, 256)
-(const bf16* __restrict__ dy, float* __restrict__ dprompt, int copies, long long count) {
-  backward(dy, dprompt, copies, count);
-}

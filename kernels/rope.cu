@@ -1,8 +1,6 @@
 // rope: rotary position embedding, (a, b) ← (a cos θ − b sin θ, a sin θ + b cos θ) for each pair of a head's elements.
 //
-//   rope_rotate          every head of x [rows, heads · dim] in place, by direction · θ: 1 forward, −1 backward
-//   rope_split_forward   packed [rows, (hq + 2 hk) · dim] → q, k rotated, v as it is, each a tensor of its own
-//   rope_split_backward  its inverse: dq, dk turned back, dv as it is → packed
+//   rope_rotate  every head of x [rows, heads · dim] in place, by direction · θ: 1 forward, −1 backward
 //
 // `cos` and `sin` are f32 [positions, half], half = dim / 2; row r has position positions[r]. Pairs are i and i + half,
 // or 2i and 2i + 1 where `neighbours` is 1.
@@ -93,29 +91,6 @@ DEVICE void rotate(T* x, const Rotation& by, const int* __restrict__ positions, 
   pairs.write(start, pair, by);
 }
 
-// Moves every head between the packed rows and q, k, v, and rotates those of q and k.
-template <typename T, int N, bool INTO_PARTS>
-DEVICE void split(T* __restrict__ packed, T* __restrict__ q, T* __restrict__ k, T* __restrict__ v, const Rotation& by,
-                  const int* __restrict__ positions, int rows, int query_heads, int key_heads) {
-  const int unit = static_cast<int>(global_thread()), units_per_head = by.half / N;
-  const int packed_head = unit / units_per_head, pair = unit % units_per_head * N;
-  const int heads = query_heads + 2 * key_heads, dim = 2 * by.half;
-  const int row = packed_head / heads, head = packed_head % heads;
-  if (row >= rows) return;
-
-  const bool is_query = head < query_heads, is_value = head >= query_heads + key_heads;
-  T* tensor = is_query ? q : is_value ? v : k;
-  const int first = is_query ? 0 : is_value ? query_heads + key_heads : query_heads;
-  const int tensor_heads = is_query ? query_heads : key_heads;
-  T* part = tensor + (static_cast<long long>(row) * tensor_heads + (head - first)) * dim;
-  T* whole = packed + static_cast<long long>(packed_head) * dim;
-
-  Unit<N> pairs;
-  pairs.read(INTO_PARTS ? whole : part, pair, by);
-  if (!is_value) pairs.rotate(positions[row], pair, by);
-  pairs.write(INTO_PARTS ? part : whole, pair, by);
-}
-
 #define INSTANCES(T, suffix)                                                                                           \
   KERNEL(rope_rotate_##suffix, 256)                                                                                    \
   (T* x, const float* __restrict__ cos, const float* __restrict__ sin, const int* __restrict__ positions, int rows,    \
@@ -125,28 +100,6 @@ DEVICE void split(T* __restrict__ packed, T* __restrict__ q, T* __restrict__ k, 
       rotate<T, WIDTH<T>>(x, by, positions, rows, heads);                                                              \
     } else {                                                                                                           \
       rotate<T, 1>(x, by, positions, rows, heads);                                                                     \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  KERNEL(rope_split_forward_##suffix, 256)                                                                             \
-  (const T* packed, T* q, T* k, T* v, const float* __restrict__ cos, const float* __restrict__ sin,                    \
-   const int* __restrict__ positions, int rows, int query_heads, int key_heads, int half, int neighbours) {            \
-    const Rotation by = {cos, sin, half, neighbours != 0, 1.0f};                                                       \
-    T* whole = const_cast<T*>(packed);                                                                                 \
-    if (half % WIDTH<T> == 0) {                                                                                        \
-      split<T, WIDTH<T>, true>(whole, q, k, v, by, positions, rows, query_heads, key_heads);                           \
-    } else {                                                                                                           \
-      split<T, 1, true>(whole, q, k, v, by, positions, rows, query_heads, key_heads);                                  \
-    }                                                                                                                  \
-  }                                                                                                                    \
-  KERNEL(rope_split_backward_##suffix, 256)                                                                            \
-  (const T* dq, const T* dk, const T* dv, T* packed, const float* __restrict__ cos, const float* __restrict__ sin,     \
-   const int* __restrict__ positions, int rows, int query_heads, int key_heads, int half, int neighbours) {            \
-    const Rotation by = {cos, sin, half, neighbours != 0, -1.0f};                                                      \
-    T *q = const_cast<T*>(dq), *k = const_cast<T*>(dk), *v = const_cast<T*>(dv);                                       \
-    if (half % WIDTH<T> == 0) {                                                                                        \
-      split<T, WIDTH<T>, false>(packed, q, k, v, by, positions, rows, query_heads, key_heads);                         \
-    } else {                                                                                                           \
-      split<T, 1, false>(packed, q, k, v, by, positions, rows, query_heads, key_heads);                                \
     }                                                                                                                  \
   }
 

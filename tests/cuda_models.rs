@@ -8,7 +8,7 @@ mod gpu;
 
 use cases::models::{batch, gpt2, llama, prompt, qwen2};
 use common::{Golden, causal_rows, close_absolute, golden, golden_cases};
-use gpu::{cuda, cuda_with};
+use gpu::{cuda, cuda_with, squared_error};
 use softprompt::device::{CudaOptions, Kind, Matmul};
 use softprompt::generate::{Generator, Sampling};
 use softprompt::models::{Family, ModelConfig};
@@ -25,13 +25,6 @@ fn golden_batch(file: &Golden, case: &str) -> Batch {
         batch.push(&input, &target).unwrap();
     }
     batch
-}
-
-/// `Σ (a−b)² / Σ b²`
-fn squared_error(got: &[f64], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let difference: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
-    difference / want.iter().map(|x| x * x).sum::<f64>()
 }
 
 /// Loss and gradient of every model's main case. `factor`: how many times PEFT's own float32 error f32 may be off.

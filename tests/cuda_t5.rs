@@ -7,18 +7,11 @@ mod gpu;
 
 use common::t5::{Case, rows};
 use common::{close_absolute, golden_meta, golden_t5_cases};
-use gpu::{cuda, cuda_with};
+use gpu::{cuda, cuda_with, squared_error};
 use softprompt::device::{CudaOptions, Matmul};
 use softprompt::generate::{Generator, Sampling};
 use softprompt::models::Recompute;
 use softprompt::{DType, Device, ModelOptions};
-
-/// `Σ (a−b)² / Σ b²`
-fn squared_error(got: &[f64], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let difference: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
-    difference / want.iter().map(|x| x * x).sum::<f64>()
-}
 
 fn options(dtype: DType) -> ModelOptions {
     ModelOptions { dtype, ..ModelOptions::default() }

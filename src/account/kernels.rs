@@ -107,7 +107,6 @@ const LAUNCHES: &[(&str, &str, usize, &str, &str)] = &[
     ("columns_join", "", 256, "4 parts c + c s", "parts c"),
     ("dequantise_", "", 256, "n (bytes of a block / its length + s)", "2 n"),
     ("embedding_forward", "", 128, "2 r c s, 3 r c s with positions", "0"),
-    ("embedding_backward", "", 256, "(copies + 1) P c s", "copies P c"),
     ("embedding_scatter", "", 128, "(r + 2 targets) c s", "r c"),
     ("gated_", "_forward", 256, "3 n s", "20 n"),
     ("gated_", "_backward", 256, "5 n s", "20 n"),

@@ -10,7 +10,7 @@ use crate::weights::{Matrix, Orientation};
 use std::sync::Arc;
 
 /// The parts of a layer: Hugging Face's names, where `#` is the layer's last sub-layer, and GGUF's.
-const PARTS: [(&str, &str); 14] = [
+const PARTS: [(&str, &str); 16] = [
     ("layer.0.layer_norm", "attn_norm"),
     ("layer.0.SelfAttention.q", "attn_q"),
     ("layer.0.SelfAttention.k", "attn_k"),
@@ -24,6 +24,8 @@ const PARTS: [(&str, &str); 14] = [
     ("layer.1.EncDecAttention.o", "cross_attn_o"),
     ("layer.#.layer_norm", "ffn_norm"),
     ("layer.#.DenseReluDense.wi", "ffn_up"),
+    ("layer.#.DenseReluDense.wi_0", "ffn_gate"),
+    ("layer.#.DenseReluDense.wi_1", "ffn_up"),
     ("layer.#.DenseReluDense.wo", "ffn_down"),
 ];
 
@@ -109,11 +111,7 @@ impl Part<'_> {
 
     fn name(&self, layer: usize, part: &str) -> String {
         if self.loader.is_gguf() {
-            let gguf = match part {
-                "layer.#.DenseReluDense.wi_0" => "ffn_gate",
-                "layer.#.DenseReluDense.wi_1" => "ffn_up",
-                _ => PARTS.iter().find(|(name, _)| *name == part).map_or(part, |(_, gguf)| gguf),
-            };
+            let gguf = PARTS.iter().find(|(name, _)| *name == part).map_or(part, |(_, gguf)| gguf);
             return format!("{}.blk.{layer}.{gguf}", self.side());
         }
         let part = part.replace('#', if self.is_decoder { "2" } else { "1" });

@@ -62,3 +62,10 @@ pub fn assert_order_of_blocks_changes_no_bit() {
     assert_eq!(run("1", "2"), straight, "blocks last first");
     assert_eq!(run("0", "1"), straight, "one thread");
 }
+
+/// `Σ (a−b)² / Σ b²`
+pub fn squared_error(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let difference: f64 = got.iter().zip(want).map(|(a, b)| (a - b).powi(2)).sum();
+    difference / want.iter().map(|x| x * x).sum::<f64>()
+}
