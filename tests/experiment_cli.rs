@@ -148,6 +148,13 @@ fn models_and_methods_are_compared() {
     assert_eq!(shape(&transfer), rows(&[("prompt", &[2, 2, 2]), ("full", &[2, 2, 2])]));
     let columns: Vec<&String> = transfer["rows"][0]["measured"].as_object().unwrap().keys().collect();
     assert_eq!(columns, ["held-out rows", "here", "there"]);
+    let of = |row: &Value| {
+        let values = |column| row["measured"][column]["values"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap());
+        columns.iter().flat_map(|column| values(column.as_str())).collect::<Vec<f64>>()
+    };
+    let [prompt, full, difference] = [&transfer["rows"][0], &transfer["rows"][1], &transfer["differences"][0]].map(of);
+    assert_eq!(difference, prompt.iter().zip(&full).map(|(a, b)| a - b).collect::<Vec<_>>());
+    assert_eq!(transfer["differences"][0]["name"], "prompt − full");
 
     // The runs of all of it on one page.
     let (page, all) = (bench.at("report.html"), bench.at("methods"));

@@ -9,7 +9,7 @@ use super::{Terminal, printable};
 use crate::config::{Method, PromptInit, TrainConfig};
 use crate::error::{Error, Place, Result};
 use crate::eval::ensemble;
-use crate::experiments::{Failure, Group, Output, Plan, Results, Row, curve_of, neighbours};
+use crate::experiments::{Failure, Group, Output, Plan, Results, Row, curve_of, method_name, neighbours};
 use crate::models::Model;
 use crate::prompt::PromptFile;
 use crate::report::Run;
@@ -203,7 +203,17 @@ fn compared(args: &Args, plan: &Plan, trained: &Trained, untrained: Vec<Row>, te
         "model-size" => "parameters of the model",
         _ => "method",
     };
-    Ok(results(args, compared, columns, rows, trained).output())
+    let mut results = results(args, compared, columns, rows, trained);
+    if trained.failures.is_empty() && series.len() == 1 {
+        results.differences.extend(against_full(&results.rows));
+    }
+    Ok(results.output())
+}
+
+/// How far prompts are above full fine-tuning, seed by seed.
+fn against_full(rows: &[Row]) -> Option<Row> {
+    let of = |method| rows.iter().find(|row| row.name == method_name(method));
+    of(Method::Prompt)?.minus(of(Method::Full)?)
 }
 
 /// The series of a plan, and its rows: groups of one name and several series are one row, with the columns of each series.
@@ -233,6 +243,7 @@ fn results(args: &Args, compared: &str, columns: Vec<String>, rows: Vec<Row>, tr
         columns,
         rows,
         failures: trained.failures.clone(),
+        ..Results::default()
     }
 }
 

@@ -4,5 +4,5 @@
 mod plan;
 mod results;
 
-pub use plan::{Full, Group, Member, Plan};
+pub use plan::{Full, Group, Member, Plan, method_name};
 pub use results::{Failure, Output, Results, Row, curve_of, neighbours};

@@ -138,7 +138,8 @@ impl Plan {
     }
 }
 
-fn method_name(method: Method) -> &'static str {
+/// What a method is called in a table.
+pub fn method_name(method: Method) -> &'static str {
     if method == Method::Prompt { "prompt" } else { "full" }
 }
 

@@ -31,6 +31,8 @@ pub struct Results {
     pub columns: Vec<String>,
     /// The rows.
     pub rows: Vec<Row>,
+    /// How far one row is above another, run by run; in the table and the JSON only.
+    pub differences: Vec<Row>,
     /// Runs that came to nothing.
     pub failures: Vec<Failure>,
 }
@@ -44,6 +46,20 @@ pub struct Row {
     pub x: Option<f64>,
     /// For each column the figures of all runs.
     pub values: Vec<Vec<f64>>,
+}
+
+impl Row {
+    /// How far each run of this row is above the other row's run of the same place; `None` where they have not as many.
+    pub fn minus(&self, other: &Self) -> Option<Self> {
+        let are_pairs = self.values.len() == other.values.len()
+            && self.values.iter().zip(&other.values).all(|(a, b)| a.len() == b.len());
+        let minus = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| a - b).collect();
+        are_pairs.then(|| Self {
+            name: format!("{} − {}", self.name, other.name),
+            x: None,
+            values: self.values.iter().zip(&other.values).map(minus).collect(),
+        })
+    }
 }
 
 /// A run that came to nothing.
@@ -64,7 +80,7 @@ impl Results {
 
     fn table(&self) -> Table {
         let mut table = Table::new([&self.compared].into_iter().chain(&self.columns));
-        for row in &self.rows {
+        for row in self.rows.iter().chain(&self.differences) {
             let cells = row.values.iter().map(|values| match Sample::of(values) {
                 Some(sample) => format!("{sample} ({})", sample.n),
                 None => "–".to_owned(),
@@ -120,7 +136,7 @@ impl Results {
     }
 
     fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|row| {
+        let shown = |row: &Row| {
             let measured: serde_json::Map<_, _> = self
                 .columns
                 .iter()
@@ -132,10 +148,11 @@ impl Results {
                 })
                 .collect();
             json!({"name": row.name, "x": row.x, "measured": measured})
-        });
+        };
+        let all = |rows: &[Row]| rows.iter().map(shown).collect::<Vec<_>>();
         json!({
             "experiment": self.experiment, "metric": self.metric, "compared": self.compared,
-            "rows": rows.collect::<Vec<_>>(), "failures": self.failures,
+            "rows": all(&self.rows), "differences": all(&self.differences), "failures": self.failures,
         })
     }
 }
@@ -200,6 +217,7 @@ mod tests {
             columns: vec!["held-out".into(), "amazon".into()],
             rows: vec![row("1", xs[0], &[0.5, 0.7]), row("20", xs[1], &[0.75])],
             failures: vec![Failure { run: "out/P1".into(), error: "diverged".into() }],
+            ..Results::default()
         }
     }
 
@@ -218,6 +236,23 @@ mod tests {
         );
         assert_eq!(output.json["failures"][0]["error"], "diverged");
         assert!(output.svg.contains("held-out, mean − sd") && output.svg.contains("&lt;P&gt;"));
+    }
+
+    #[test]
+    fn runs_are_told_apart_pair_by_pair() {
+        let row = |name: &str, values: [&[f64]; 2]| Row {
+            name: name.into(),
+            x: None,
+            values: values.map(<[f64]>::to_vec).into(),
+        };
+        let (prompt, full) = (row("prompt", [&[0.5, 0.75], &[1.0]]), row("full", [&[0.25, 1.0], &[0.5]]));
+        let difference = prompt.minus(&full).unwrap();
+        assert_eq!(difference, row("prompt − full", [&[0.25, -0.25], &[0.5]]));
+        assert_eq!(prompt.minus(&row("full", [&[0.25], &[0.5]])), None);
+        let results = Results { differences: vec![difference], ..results([None, None]) };
+        let output = results.output();
+        assert_eq!(output.table.rows[2], ["prompt − full", "0.0000 ± 0.3536 (2)", "0.5000 (1)"]);
+        assert_eq!(output.json["differences"][0]["measured"]["amazon"]["values"], json!([0.5]));
     }
 
     #[test]
