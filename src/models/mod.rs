@@ -7,6 +7,7 @@ mod config;
 mod gpt2;
 mod llama;
 mod load;
+mod options;
 mod save;
 mod shapes;
 mod stack;
@@ -14,6 +15,7 @@ mod t5;
 
 pub use cache::{KeyValueCache, Step};
 pub use config::{EncoderDecoderConfig, Family, ModelConfig, RopeScaling};
+pub use options::{ModelOptions, WeightStorage};
 pub use save::MODEL_FILE;
 pub use stack::Recompute;
 
@@ -21,56 +23,16 @@ use crate::data::tokenizer::Tokenizer;
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
-use crate::layout::{EncoderLayout, Layout, PromptMask, PromptOn, PromptPlace};
+use crate::layout::{EncoderLayout, Layout, PromptPlace};
 use crate::ops::{self, CrossEntropy};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::weights::{Matrix, Parameter, Weights, locate::locate};
 use load::{Loader, Origin};
+use options::{check, check_place};
 use stack::{Stack, Stream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// How weights are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WeightStorage {
-    /// As the file stores them, in the memory map; widened panel by panel at every use.
-    #[default]
-    Mapped,
-    /// Widened once to the working type: faster steps, for the memory that `memory()` reports.
-    Widened,
-}
-
-impl WeightStorage {
-    /// The mode of that name: `mapped` or `widened`.
-    pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "mapped" => Some(Self::Mapped),
-            "widened" => Some(Self::Widened),
-            _ => None,
-        }
-    }
-}
-
-/// What to open a model with.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ModelOptions {
-    /// The type that activations are computed in.
-    pub dtype: DType,
-    /// How weights are held.
-    pub weights: WeightStorage,
-    /// What is computed again in the backward pass rather than kept.
-    pub recompute: Recompute,
-    /// Whether weights are parameters: copied into the working type, with gradients and updates, rather than frozen.
-    pub trainable: bool,
-    /// Where an encoder–decoder's prompt stands.
-    pub prompt_on: PromptOn,
-    /// What its rows on the encoder see.
-    pub prompt_mask: PromptMask,
-    /// Begin with fresh weights made from this seed, as for training from scratch: only the configuration and the
-    /// tokenizer are read.
-    pub init_weights: Option<u64>,
-}
 
 /// A language model, causal or of encoder and decoder, with its tokenizer where there is one.
 ///
@@ -427,30 +389,6 @@ impl Model {
     pub fn logits(&self, hidden: &Var) -> Result<Tensor> {
         Ok(ops::linear(&mut Tape::new(), &Var::constant(hidden.tensor().clone()), &self.head, None)?.into_tensor())
     }
-}
-
-fn check(device: &Device, options: ModelOptions) -> Result<()> {
-    let dtype = options.dtype;
-    if device.computes_in(dtype) {
-        return Ok(());
-    }
-    let types = [DType::F32, DType::F64, DType::BF16].into_iter().filter(|&dtype| device.computes_in(dtype));
-    let types: Vec<String> = types.map(|dtype| dtype.to_string()).collect();
-    let expected = format!("{} on {}", types.join(" or "), device.name());
-    Err(Error::config(Place::item("dtype"), expected, dtype.to_string()).hint("give another --dtype or --device"))
-}
-
-/// That a causal model was not asked for a prompt on one of its halves.
-fn check_place(place: PromptPlace, config: &ModelConfig, path: &Path) -> Result<()> {
-    if config.is_encoder_decoder() || place == PromptPlace::default() {
-        return Ok(());
-    }
-    let (item, got) = match place.on {
-        PromptOn::Encoder => ("prompt_mask", place.mask.name()),
-        on => ("prompt_on", on.name()),
-    };
-    let expected = format!("an encoder–decoder, which {} is not", path.display());
-    Err(Error::config(Place::item(item), expected, got).hint("a causal model has its prompt in front: leave this out"))
 }
 
 impl Drop for Model {
