@@ -171,10 +171,12 @@ KERNEL(adamw_bf16, 256)(float* __restrict__ p, float* __restrict__ m, float* __r
   adamw(p, m, v, g, value, count, {factor, keep, towards, decay, share, size, correction, epsilon});
 }
 
-// lr / max(1, RMS / clip), from the partial sums of y².
-DEVICE float update_scale(const double* __restrict__ partial, int partials, long long count, double lr, double clip) {
-  const double rms = sqrt(total(partial, partials) / static_cast<double>(count));
-  return static_cast<float>(lr / fmax(rms / clip, 1.0));
+// lr · s / max(1, RMS(y) / clip), from the partial sums of y²; s is max(RMS(p), least), from those of p², or 1 without them.
+DEVICE float update_scale(const double* __restrict__ partial, const double* __restrict__ squares, int partials,
+                          long long count, double lr, double least, double clip) {
+  const double n = static_cast<double>(count), rms = sqrt(total(partial, partials) / n);
+  const double scale = squares == nullptr ? lr : lr * fmax(sqrt(total(squares, partials) / n), least);
+  return static_cast<float>(scale / fmax(rms / clip, 1.0));
 }
 
 template <typename Y>
@@ -196,9 +198,9 @@ KERNEL(adafactor_moment_f32, 256)(float* __restrict__ v, const float* __restrict
 }
 
 KERNEL(adafactor_apply_f32, 256)(float* __restrict__ p, const float* __restrict__ g, const float* __restrict__ v,
-                             const double* __restrict__ partial, int partials, long long count, double lr, double clip,
-                             float keep) {
-  const float scale = update_scale(partial, partials, count, lr, clip);
+                             const double* __restrict__ partial, const double* __restrict__ squares, int partials,
+                             long long count, double lr, double least, double clip, float keep) {
+  const float scale = update_scale(partial, squares, partials, count, lr, least, clip);
   take(p, count, keep, scale, [=](long long i) { return g[i] / sqrtf(v[i]); });
 }
 
@@ -258,9 +260,10 @@ KERNEL(adafactor_factored_f32, 256)(const float* __restrict__ g, const float* __
 
 KERNEL(adafactor_factored_apply_f32, 256)(float* __restrict__ p, const float* __restrict__ g,
                                       const float* __restrict__ row_factor, const float* __restrict__ col_factor,
-                                      const double* __restrict__ partial, int partials, int rows, int cols, double lr,
-                                      double clip, float keep) {
+                                      const double* __restrict__ partial, const double* __restrict__ squares,
+                                      int partials, int rows, int cols, double lr, double least, double clip,
+                                      float keep) {
   const long long count = static_cast<long long>(rows) * cols;
-  const float scale = update_scale(partial, partials, count, lr, clip);
+  const float scale = update_scale(partial, squares, partials, count, lr, least, clip);
   take(p, count, keep, scale, Factored{g, row_factor, col_factor, cols});
 }

@@ -6,6 +6,7 @@
 //! Hugging Face Trainer where they match.
 
 mod checks;
+mod key;
 mod keys;
 mod layers;
 mod nearest;
@@ -21,7 +22,8 @@ use crate::layout::{PromptMask, PromptOn};
 use crate::models::ModelConfig;
 use crate::{Error, Result};
 
-pub use keys::{Fallback, KEYS, Key, Kind, Range};
+pub use key::{Fallback, Key, Kind, Range};
+pub use keys::KEYS;
 use layers::Settings;
 pub use layers::{OTHER_PREFIXES, OTHER_VARIABLES, Source, is_list};
 pub use sweep::{Member, OF_THE_PASS, Sweep};
@@ -68,6 +70,7 @@ pub struct TrainConfig {
     pub adafactor_decay_rate: f64,
     pub adafactor_clip_threshold: f64,
     pub adafactor_epsilon: f64,
+    pub adafactor_scale_parameter: bool,
     pub lr_scheduler_type: Scheduler,
     pub warmup_steps: u64,
     pub max_grad_norm: f64,

@@ -18,12 +18,20 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn read(name: &'a str, file: &'a Golden, dtype: DType) -> Self {
         let constants = file.numbers(&format!("{name}.constants"));
-        let [decay_exponent, eps, clip_threshold, weight_decay, lr, offset, min_dim] = constants[..] else {
+        let [decay_exponent, eps, clip_threshold, weight_decay, lr, offset, min_dim, scale] = constants[..] else {
             panic!("{name}: {constants:?}")
         };
         let (step_offset, min_dim_factored) = (offset as u64, min_dim as usize);
-        let config =
-            AdafactorConfig { decay_exponent, eps, clip_threshold, weight_decay, min_dim_factored, step_offset };
+        let parameter_scale = (scale > 0.0).then_some(scale);
+        let config = AdafactorConfig {
+            decay_exponent,
+            eps,
+            clip_threshold,
+            weight_decay,
+            min_dim_factored,
+            step_offset,
+            parameter_scale,
+        };
         Self { name, file, dtype, config, lr }
     }
 
@@ -67,7 +75,8 @@ impl<'a> Case<'a> {
             }
             // The clipped update, from how the parameters moved; then the parameters.
             let keep = 1.0 - self.config.weight_decay;
-            let update: Vec<f64> = before.iter().zip(&after).map(|(p, q)| (keep * p - q) / self.lr).collect();
+            let lr = self.lr * self.numbers(&key("z"))[0];
+            let update: Vec<f64> = before.iter().zip(&after).map(|(p, q)| (keep * p - q) / lr).collect();
             close(&what("y"), &update, &self.numbers(&key("y")), 10.0 * tolerance);
             let rms = self.numbers(&key("rms"))[0];
             let largest = self.numbers(&key("u")).iter().fold(0f64, |a, u| a.max(u.abs()));
@@ -84,7 +93,7 @@ fn every_step_is_t5xs() {
     let mut names: Vec<String> =
         file.names().iter().filter_map(|name| Some(name.strip_suffix(".constants")?.to_string())).collect();
     names.sort();
-    assert_eq!(names.len(), 8, "{names:?}");
+    assert_eq!(names.len(), 11, "{names:?}");
     for name in &names {
         for dtype in [DType::F64, DType::F32] {
             Case::read(name, &file, dtype).check();

@@ -9,7 +9,7 @@ use cases::models::{batch, gpt2, llama, qwen2};
 use gpu::{cuda, cuda_with};
 use softprompt::device::{CudaOptions, Kind, Matmul};
 use softprompt::models::{ModelConfig, Recompute};
-use softprompt::optim::{AdamWConfig, OptimizerConfig, WeightOptimizer, clip_factor, grad_norm};
+use softprompt::optim::{AdafactorConfig, AdamWConfig, OptimizerConfig, WeightOptimizer, clip_factor, grad_norm};
 use softprompt::{DType, Device, Model, ModelOptions, Tensor};
 
 /// One example has a single input token; ids repeat.
@@ -105,12 +105,15 @@ fn recomputing_changes_no_bit_and_parts_of_a_batch_add_up() {
     assert_eq!(device.memory().current_total(), 0, "what models held is given back");
 }
 
-/// Weights after steps of AdamW over batches of one shape with other tokens, with one of another shape between them, and
+fn adamw() -> OptimizerConfig {
+    OptimizerConfig::AdamW(AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() })
+}
+
+/// Weights after steps over batches of one shape with other tokens, with one of another shape between them, and
 /// the losses on the way.
-fn trained(device: &Device, config: &ModelConfig, dtype: DType) -> Vec<f64> {
+fn trained(device: &Device, config: &ModelConfig, dtype: DType, optimizer: &OptimizerConfig) -> Vec<f64> {
     let model = open(config, device, dtype, Recompute::Mlp);
-    let adamw = OptimizerConfig::AdamW(AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() });
-    let mut optimizer = WeightOptimizer::new(&adamw, model.parameters()).unwrap();
+    let mut optimizer = WeightOptimizer::new(optimizer, model.parameters()).unwrap();
     let mut numbers = Vec::new();
     for step in 0..9 {
         let lengths: &[(usize, usize)] = if step == 6 { &[(3, 1), (9, 2)] } else { &[(6, 2), (6, 1), (5, 2)] };
@@ -131,8 +134,8 @@ fn steps_that_move_weights_are_the_cpus_and_the_same_as_graphs() {
         for dtype in [DType::F32, DType::BF16] {
             let options = CudaOptions { pooled: true, graphs: true, ..CudaOptions::default() };
             let (with, without) = (cuda_with(options), cuda_with(CudaOptions { graphs: false, ..options }));
-            let got = trained(&with, &config, dtype);
-            assert!(got == trained(&without, &config, dtype), "{:?} {dtype}", config.family);
+            let got = trained(&with, &config, dtype, &adamw());
+            assert!(got == trained(&without, &config, dtype, &adamw()), "{:?} {dtype}", config.family);
             let launches = |device: &Device| match device {
                 Device::Cuda(gpu) => gpu.graph_launches(),
                 Device::Cpu(_) => unreachable!(),
@@ -141,7 +144,7 @@ fn steps_that_move_weights_are_the_cpus_and_the_same_as_graphs() {
             assert!(launches(&with) >= 3, "{} of 9 steps were a graph", launches(&with));
             assert_eq!(launches(&without), 0);
             assert_eq!(with.memory().current_total(), 0, "all memory is given back");
-            let want = trained(&cpu, &config, if dtype == DType::F32 { dtype } else { DType::F64 });
+            let want = trained(&cpu, &config, if dtype == DType::F32 { dtype } else { DType::F64 }, &adamw());
             // A first step of Adam goes by the sign of a gradient, so one near 0 may go the other way.
             let (most_loss, most) = if dtype == DType::F32 { (1e-5, 1e-6) } else { (2e-2, 5e-2) };
             for (got, want) in got[..9].iter().zip(&want[..9]) {
@@ -151,6 +154,25 @@ fn steps_that_move_weights_are_the_cpus_and_the_same_as_graphs() {
             println!("{:?} {dtype}: weights after 9 steps off by {error:e}", config.family);
             assert!(error <= most, "{:?} {dtype}: {error:e}", config.family);
         }
+    }
+}
+
+#[test]
+fn adafactor_moves_weights_as_on_the_cpu() {
+    let cpu = Device::cpu(Some(1)).unwrap();
+    let constants = AdafactorConfig { min_dim_factored: 16, parameter_scale: Some(1e-3), ..AdafactorConfig::default() };
+    let adafactor = OptimizerConfig::Adafactor(constants);
+    for dtype in [DType::F32, DType::BF16] {
+        let device = cuda();
+        let got = trained(&device, &llama(2), dtype, &adafactor);
+        let want = trained(&cpu, &llama(2), if dtype == DType::F32 { dtype } else { DType::F64 }, &adafactor);
+        let (most_loss, most) = if dtype == DType::F32 { (1e-5, 1e-7) } else { (2e-2, 5e-3) };
+        for (got, want) in got[..9].iter().zip(&want[..9]) {
+            assert!((got - want).abs() <= most_loss * want, "{dtype}: {got} {want}");
+        }
+        let error = squared_error(&[got[9..].to_vec()], &[want[9..].to_vec()]);
+        println!("{dtype}: weights after 9 steps of Adafactor off by {error:e}");
+        assert!(error <= most, "{dtype}: {error:e}");
     }
 }
 

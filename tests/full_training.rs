@@ -200,11 +200,21 @@ fn a_full_run_gives_the_same_bits_for_any_threads_policy_and_after_a_resume() {
     let found = go("resumed", &["--max-steps", "6", "--resume", "true"]);
     assert_eq!((&found["model_sha256"], &found["best"]), (&whole["model_sha256"], &whole["best"]));
 
+    let adafactor = |out: &str, more: &[&'static str]| go(out, &[&["--optim", "adafactor"], more].concat());
+    let scaled = adafactor("scaled", &["--max-steps", "6", "--threads", "1"]);
+    let plain = adafactor("plain", &["--max-steps", "6", "--adafactor-scale-parameter", "false"]);
+    assert_ne!(scaled["model_sha256"], plain["model_sha256"]);
+    adafactor("stopped", &["--max-steps", "2", "--threads", "3"]);
+    let found = adafactor("stopped", &["--max-steps", "6", "--resume", "true"]);
+    assert_eq!(found["model_sha256"], scaled["model_sha256"]);
+
     // What was learned is in the model that was written, and its last checkpoint is a model too.
     let (before, after) = (bench.at("model"), bench.at("whole/final"));
     let loss =
         |model: &str| result(&run(["eval", "--json", "--model", model, "--data", &rows]))["loss"].as_f64().unwrap();
-    assert!(loss(&after) < 0.8 * loss(&before), "{} to {}", loss(&before), loss(&after));
+    for after in [&after, &bench.at("scaled/final")] {
+        assert!(loss(after) < 0.8 * loss(&before), "{after}: {} to {}", loss(&before), loss(after));
+    }
     assert_eq!(loss(&bench.at("whole/checkpoint-6")), loss(&after));
     let evaluated = whole["best"]["value"].as_f64().unwrap();
     assert!((loss(&bench.at("whole/best")) - evaluated).abs() < 1e-6, "{evaluated}");
@@ -282,7 +292,6 @@ fn a_model_is_pretrained_from_nothing_on_texts() {
             3,
             vec!["num-virtual-tokens", "method"],
         ),
-        ("adafactor", [&more[..], &["--optim", "adafactor"]].concat(), 3, vec!["optim", "adamw"]),
         ("a prompt from nothing", vec!["--init-weights", "1", "--train-file", &data], 3, vec!["init-weights"]),
     ] {
         refused(what, &train(&bench, "refused", &flags), code, &words);

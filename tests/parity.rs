@@ -157,8 +157,12 @@ mod optimizer {
     #[test]
     fn adafactor_agrees_with_its_moment_whole_and_factored() {
         let (cpu, gpu) = (Device::cpu(Some(1)).unwrap(), cuda());
-        for (shape, min_dim_factored) in SHAPES.into_iter().flat_map(|shape| [(shape, 128), (shape, 1)]) {
-            let config = OptimizerConfig::Adafactor(AdafactorConfig { min_dim_factored, ..AdafactorConfig::default() });
+        let kinds = [(128, None), (1, None), (128, Some(1e-3)), (1, Some(1e-3)), (128, Some(5.0))];
+        for (shape, (min_dim_factored, parameter_scale)) in
+            SHAPES.into_iter().flat_map(|shape| kinds.map(|kind| (shape, kind)))
+        {
+            let constants = AdafactorConfig { min_dim_factored, parameter_scale, ..AdafactorConfig::default() };
+            let config = OptimizerConfig::Adafactor(constants);
             for (index, (got, want)) in train(&gpu, &config, shape).iter().zip(&train(&cpu, &config, shape)).enumerate()
             {
                 assert!((got - want).abs() <= 1e-6 * want.abs().max(0.1), "{shape:?} {index}: {got} {want}");

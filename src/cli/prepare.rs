@@ -13,10 +13,11 @@ use crate::error::{Error, Place, Result};
 use crate::eval::{Labels, Score, mean_loss, rank};
 use crate::metrics::{Normalise, exact_match_rate};
 use crate::models::{Model, ModelOptions, Recompute, WeightStorage};
+use crate::optim::WeightOptimizer;
 use crate::profile::{Setup, Stream, choose, largest_batch, predict};
 use crate::prompt::{Init, PromptFile, initial_prompt};
 use crate::tensor::Tensor;
-use crate::train::{Training, dataset_hash};
+use crate::train::{Training, dataset_hash, optimizer_of};
 use crate::values::sha256_hex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -191,7 +192,8 @@ pub(super) fn fit_into(
 ) -> Result<()> {
     let (prompt_rows, largest) = (config.prompt_rows(), Largest::of(config, train_set));
     let Largest { examples, tokens, labels } = largest;
-    let setup = Setup::of(model);
+    let mut setup = Setup::of(model);
+    setup.state_bytes = Some(WeightOptimizer::state_bytes_of(&optimizer_of(config), model.parameters()));
     if config.recompute == RecomputePolicy::Auto {
         let choice = choose(&setup, prompt_rows, examples, tokens, labels, limit)?;
         let need = shown_bytes(choice.prediction.total());

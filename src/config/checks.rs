@@ -1,6 +1,6 @@
 //! Keys that contradict each other.
 
-use super::{Method, Metric, Objective, Optim, PromptInit, RecomputePolicy, Resolved};
+use super::{Method, Metric, Objective, PromptInit, RecomputePolicy, Resolved};
 use crate::device::{Device, parse_bytes};
 use crate::{Error, Result};
 
@@ -49,9 +49,6 @@ fn check_method(resolved: &Resolved) -> Result<()> {
     if let Some(key) = of_prompts.into_iter().find(|key| resolved.is_chosen(key)) {
         return Err(Error::config(resolved.place(key), format!("method = prompt beside {key}"), method)
             .hint(format!("{method} has no prompt: remove {key}")));
-    }
-    if config.optim != Optim::Adamw {
-        return Err(Error::config(resolved.place("optim"), format!("adamw for method = {method}"), "adafactor"));
     }
     if config.method == Method::Pretrain && config.metric_for_best_model != Metric::Loss {
         return Err(Error::config(resolved.place("metric_for_best_model"), "loss for method = pretrain", "another")

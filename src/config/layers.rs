@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-use super::keys::{Fallback, KEYS, Key, Kind, Refused};
+use super::key::{Fallback, Key, Kind, Refused};
+use super::keys::KEYS;
 use super::nearest;
 use crate::error::Place;
 use crate::{Error, Result};
@@ -187,8 +188,8 @@ impl Settings {
                 Fallback::Value(text) => Some(text),
                 Fallback::By(others, cases) => {
                     let is_chosen =
-                        |case| others.iter().any(|key| self.value(key).and_then(Value::as_str) == Some(case));
-                    cases.iter().find(|&&(case, _)| is_chosen(case)).map(|&(_, text)| text)
+                        |word| others.iter().any(|key| self.value(key).and_then(Value::as_str) == Some(word));
+                    cases.iter().find(|&&(case, _)| case.split('+').all(is_chosen)).map(|&(_, text)| text)
                 }
                 Fallback::Required => {
                     let hint =

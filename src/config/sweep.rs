@@ -1,6 +1,7 @@
 //! Several configurations from one: the keys that vary, and the values that they take.
 
-use super::keys::{KEYS, Key, Kind, Refused};
+use super::key::{Key, Kind, Refused};
+use super::keys::KEYS;
 use super::layers::{Settings, Source, unknown};
 use super::{Resolved, TrainConfig};
 use crate::error::Place;

@@ -1,10 +1,11 @@
-//! Adafactor as T5X trains prompts with it (Shazeer and Stern 2018 without momentum and parameter scaling).
+//! Adafactor as T5X trains prompts and models with it (Shazeer and Stern 2018 without momentum; a prompt's steps are not
+//! scaled by its size, a weight's are).
 
-use super::check_constant;
+use super::{check_constant, converted};
 use crate::device::{Device, Kind};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::ops::optimizer::{AdafactorStep, adafactor, adafactor_factored};
+use crate::ops::optimizer::{self, AdafactorStep, adafactor, adafactor_factored};
 use crate::tensor::Tensor;
 
 /// The constants of [`Adafactor`]; the defaults are those of Lester et al. 2021.
@@ -22,7 +23,13 @@ pub struct AdafactorConfig {
     pub min_dim_factored: usize,
     /// Added to t in β_t: the paper's runs go on from the pre-trained model's step counter, about 1.1 million.
     pub step_offset: u64,
+    /// ε₂ of Shazeer and Stern 2018, above 0: an update is multiplied by the root mean square of its parameters, or by this
+    /// where they have less. `None`: it is not, as for the paper's prompts. T5X trains weights with [`PARAMETER_SCALE`].
+    pub parameter_scale: Option<f64>,
 }
+
+/// The ε₂ of T5X.
+pub const PARAMETER_SCALE: f64 = 1e-3;
 
 impl Default for AdafactorConfig {
     fn default() -> Self {
@@ -33,13 +40,21 @@ impl Default for AdafactorConfig {
             weight_decay: 1e-5,
             min_dim_factored: 128,
             step_offset: 0,
+            parameter_scale: None,
         }
+    }
+}
+
+impl AdafactorConfig {
+    pub(super) fn is_factored(&self, rows: usize, cols: usize) -> bool {
+        rows.min(cols) >= self.min_dim_factored
     }
 }
 
 /// Adafactor of one `[rows, cols]` matrix, with t counted from 0:
 ///
-/// `β = 1 − (t+1)^−c`, `v ← βv + (1−β)(g²+ε)`, `y = g/√v`, `y ← y / max(1, RMS(y)/clip)`, `p ← (1−wd)p − lr·y`.
+/// `β = 1 − (t+1)^−c`, `v ← βv + (1−β)(g²+ε)`, `y = g/√v`, `y ← y / max(1, RMS(y)/clip)`, `p ← (1−wd)p − lr·s·y`, with
+/// `s = max(parameter_scale, RMS(p))`, or 1.
 ///
 /// Where v is factored, its row means `r` and column means `k` are kept instead, and `v ≈ r·k / mean(r)`.
 #[derive(Debug, Clone)]
@@ -70,8 +85,10 @@ impl Adafactor {
         check_constant("adafactor_epsilon", eps, "a finite number above 0", eps_fits)?;
         check_constant("clip_threshold", clip, "a finite number above 0", positive(clip))?;
         check_constant("weight_decay", decay, "a number in [0, 1)", (0.0..1.0).contains(&decay))?;
+        let scale = config.parameter_scale.unwrap_or(1.0);
+        check_constant("parameter_scale", scale, "a finite number above 0", positive(scale))?;
         let zeros = |rows, cols| Tensor::zeros(device, rows, cols, dtype, Kind::Optimizer);
-        let moment = if rows.min(cols) >= config.min_dim_factored {
+        let moment = if config.is_factored(rows, cols) {
             Moment::Factored { rows: zeros(1, rows), cols: zeros(1, cols) }
         } else {
             Moment::Full { v: zeros(rows, cols) }
@@ -96,6 +113,7 @@ impl Adafactor {
             clip_threshold: self.config.clip_threshold,
             keep: 1.0 - self.config.weight_decay,
             lr,
+            parameter_scale: self.config.parameter_scale,
         };
         match &mut self.moment {
             Moment::Full { v } => adafactor(params, grad, v, &step)?,
@@ -103,6 +121,25 @@ impl Adafactor {
         }
         self.steps += 1;
         Ok(())
+    }
+
+    /// [`Adafactor::step`] against `factor` times `grad`. Where the weight is held in bf16, as `grad` is, it is `value`, and
+    /// `params` its copy in f32.
+    pub(super) fn step_of(
+        &mut self,
+        params: &mut Tensor,
+        grad: Tensor,
+        lr: f64,
+        factor: f64,
+        value: Option<&mut Tensor>,
+    ) -> Result<()> {
+        let mut grad = converted(grad, params.dtype())?;
+        optimizer::scale(&mut grad, factor)?;
+        self.step(params, &grad, lr)?;
+        match value {
+            Some(value) => value.copy_from_prefix(&converted(params.clone(), value.dtype())?, params.rows()),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn set_steps(&mut self, steps: u64) {
@@ -240,6 +277,13 @@ mod tests {
         let params = first_step(loose, (1, 2), &[4.0, 8.0], &[2.0, -5e-3], 0.3);
         assert!((params[0] - (3.0 - 0.3 * 2f64.powf(0.4))).abs() < 1e-15, "{params:?}");
 
+        // Scaled by the parameters' root mean square, √40, or by the least there is.
+        let scaled = |least| AdafactorConfig { parameter_scale: Some(least), ..config.clone() };
+        for (least, scale) in [(1e-3, 40f64.sqrt()), (100.0, 100.0)] {
+            let params = first_step(scaled(least), (1, 2), &[4.0, 8.0], &[2.0, -5e-3], 0.3);
+            assert!((params[0] - (3.0 - 0.3 * scale)).abs() < 1e-14, "{params:?}");
+        }
+
         // Factored, g = [[1, 1], [1, 7]]: r = [1, 25], k = [1, 25], mean 13, so v₀₀ = 1/13 and y₀₀ = √13; y = g/√v is
         // [[3.606, 0.721], [0.721, 1.010]] of RMS 1.9387.
         let factored = AdafactorConfig { min_dim_factored: 2, weight_decay: 0.0, ..config };
@@ -268,6 +312,7 @@ mod tests {
             (AdafactorConfig { eps: 1e-60, ..d() }, "adafactor_epsilon"),
             (AdafactorConfig { clip_threshold: f64::INFINITY, ..d() }, "clip_threshold"),
             (AdafactorConfig { weight_decay: 1.0, ..d() }, "weight_decay"),
+            (AdafactorConfig { parameter_scale: Some(0.0), ..d() }, "parameter_scale"),
         ] {
             let device = Device::cpu(Some(1)).unwrap();
             let error = Adafactor::new(config, &device, DType::F32, 1, 1).unwrap_err();

@@ -1,8 +1,8 @@
 //! Optimizers and learning-rate schedules: constants, state, and the numbers that depend on the step. The arithmetic is
 //! an op, [`crate::ops::optimizer`], done where the prompt is.
 //!
-//! An [`Optimizer`] sees one `[rows, cols]` matrix, the prompt; a [`WeightOptimizer`] has one for each weight. Steps are counted from 0. The numbers that depend on the
-//! step are f64.
+//! An [`Optimizer`] sees one `[rows, cols]` matrix, the prompt; a [`WeightOptimizer`] has one for each weight. Steps are
+//! counted from 0. The numbers that depend on the step are f64.
 
 mod adafactor;
 mod adamw;
@@ -10,7 +10,7 @@ mod schedule;
 mod weights;
 
 pub use crate::ops::optimizer::{clip_factor, clip_grad_norm, grad_norm, is_finite};
-pub use adafactor::{Adafactor, AdafactorConfig};
+pub use adafactor::{Adafactor, AdafactorConfig, PARAMETER_SCALE};
 pub use adamw::{AdamW, AdamWConfig};
 pub use schedule::{Schedule, ScheduleKind, warmup_steps};
 pub use weights::WeightOptimizer;
@@ -18,6 +18,8 @@ pub use weights::WeightOptimizer;
 use crate::device::Kind;
 use crate::dtype::DType;
 use crate::error::{Error, Place, Result};
+use crate::ops;
+use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::values::Values;
 
@@ -37,6 +39,18 @@ pub enum Optimizer {
     AdamW(AdamW),
     /// Adafactor.
     Adafactor(Adafactor),
+}
+
+impl OptimizerConfig {
+    /// Bytes of the state of a `[rows, cols]` matrix of `dtype`, the step counter aside.
+    pub fn state_bytes(&self, rows: usize, cols: usize, dtype: DType) -> usize {
+        let numbers = match self {
+            Self::AdamW(_) => 2 * rows * cols,
+            Self::Adafactor(config) if config.is_factored(rows, cols) => rows + cols,
+            Self::Adafactor(_) => rows * cols,
+        };
+        numbers * dtype.size()
+    }
 }
 
 impl Optimizer {
@@ -74,18 +88,18 @@ impl Optimizer {
         })
     }
 
-    /// [`AdamW::step_of`] of a weight.
+    /// A step of a weight against `factor` times `grad`. In bf16 the weight is `value`, and `params` its copy in f32.
     fn step_weight(
         &mut self,
         params: &mut Tensor,
-        grad: &Tensor,
+        grad: Tensor,
         lr: f64,
         factor: f64,
         value: Option<&mut Tensor>,
     ) -> Result<()> {
         match self {
-            Self::AdamW(o) => o.step_of(params, grad, lr, factor, value),
-            Self::Adafactor(_) => Err(Error::op("WeightOptimizer", "adamw", "adafactor")),
+            Self::AdamW(o) => o.step_of(params, &grad, lr, factor, value),
+            Self::Adafactor(o) => o.step_of(params, grad, lr, factor, value),
         }
     }
 
@@ -168,6 +182,11 @@ fn fitting<'a>(state: &'a [(String, Values)], name: &str, len: usize, dtype: DTy
 fn mismatch(name: &str, expected: impl Into<String>, got: impl Into<String>) -> Error {
     Error::input(Place::item(format!("optimizer state {name}")), expected, got)
         .hint("the state is of another optimizer, prompt or element type")
+}
+
+/// `x` in `dtype`.
+fn converted(x: Tensor, dtype: DType) -> Result<Tensor> {
+    Ok(ops::cast(&mut Tape::new(), &Var::constant(x), dtype)?.into_tensor())
 }
 
 fn check_constant(name: &str, value: f64, expected: &str, fits: bool) -> Result<()> {
@@ -256,5 +275,6 @@ mod tests {
     fn state_bytes_are_those_of_the_moments() {
         let bytes = configs().map(|c| Optimizer::new(&c, &matrix(&[0.5; 6])).unwrap().state_bytes());
         assert_eq!(bytes, [2 * 6 * 4, 6 * 4, (2 + 3) * 4]);
+        assert_eq!(bytes, configs().map(|c| c.state_bytes(2, 3, DType::F32)));
     }
 }

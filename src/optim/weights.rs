@@ -1,17 +1,14 @@
 //! An optimizer of all weights of a model.
 
-use super::{AdamWConfig, Optimizer, OptimizerConfig};
+use super::{AdafactorConfig, AdamWConfig, Optimizer, OptimizerConfig, converted};
 use crate::device::Kind;
-use crate::dtype::DType;
-use crate::error::{Error, Place, Result};
-use crate::ops;
-use crate::tape::{Tape, Var};
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use crate::values::Values;
 use crate::weights::Parameter;
 use std::sync::Arc;
 
-/// An AdamW for every weight that is trained. Biases and norms' weights do not decay, as in the HF Trainer.
+/// An optimizer for every weight that is trained. Biases and norms' weights do not decay, as in the HF Trainer.
 ///
 /// Weights in bf16 have a copy in f32 that the steps are taken on; the model's own are rounded from it.
 #[derive(Debug)]
@@ -31,19 +28,13 @@ impl WeightOptimizer {
     /// A fresh optimizer of `parameters`, before its first step.
     ///
     /// # Errors
-    /// [`Error::Config`] for a constant out of range, or another optimizer than AdamW; [`Error::Device`] where there is no
-    /// memory for the state.
+    /// [`Error::Config`] for a constant out of range; [`Error::Device`] where there is no memory for the state.
     pub fn new(config: &OptimizerConfig, parameters: &[Arc<Parameter>]) -> Result<Self> {
-        let OptimizerConfig::AdamW(config) = config else {
-            return Err(Error::config(Place::item("optim"), "adamw, for whole models", "adafactor")
-                .hint("Adafactor is for prompts"));
-        };
         let all = parameters.iter().map(|parameter| {
-            let decay = if parameter.is_decayed() { config.weight_decay } else { 0.0 };
-            let config = OptimizerConfig::AdamW(AdamWConfig { weight_decay: decay, ..config.clone() });
+            let config = if parameter.is_decayed() { config.clone() } else { without_decay(config) };
             let value = parameter.value();
             let wide = value.dtype().accumulator();
-            let master = (wide != value.dtype()).then(|| converted(&value, wide)).transpose()?;
+            let master = (wide != value.dtype()).then(|| converted(value.clone(), wide)).transpose()?;
             if let Some(master) = &master {
                 master.retag(Kind::Optimizer);
             }
@@ -70,8 +61,8 @@ impl WeightOptimizer {
             // In place, as what has been recorded of a step names the memory.
             device.run(|| {
                 parameter.update(|value| match master {
-                    Some(master) => optimizer.step_weight(master, &grad, lr, factor, Some(value)),
-                    None => optimizer.step_weight(value, &grad, lr, factor, None),
+                    Some(master) => optimizer.step_weight(master, grad, lr, factor, Some(value)),
+                    None => optimizer.step_weight(value, grad, lr, factor, None),
                 })
             })?;
         }
@@ -88,6 +79,17 @@ impl WeightOptimizer {
         let bytes =
             |one: &One| one.optimizer.state_bytes() + one.master.as_ref().map_or(0, |master| master.buffer_bytes());
         self.all.iter().map(bytes).sum()
+    }
+
+    /// Bytes that the state of `parameters` will have.
+    pub fn state_bytes_of(config: &OptimizerConfig, parameters: &[Arc<Parameter>]) -> usize {
+        let bytes = |parameter: &Arc<Parameter>| {
+            let value = parameter.value();
+            let wide = value.dtype().accumulator();
+            let master = if wide == value.dtype() { 0 } else { value.len() * wide.size() };
+            config.state_bytes(value.rows(), value.cols(), wide) + master
+        };
+        parameters.iter().map(bytes).sum()
     }
 
     /// The state of the weight of that number, as [`Optimizer::state`] gives it, with `master` where there is a copy in f32.
@@ -121,20 +123,39 @@ impl WeightOptimizer {
 
 const MASTER: &str = "master";
 
-fn converted(x: &Tensor, dtype: DType) -> Result<Tensor> {
-    Ok(ops::cast(&mut Tape::new(), &Var::constant(x.clone()), dtype)?.into_tensor())
+fn without_decay(config: &OptimizerConfig) -> OptimizerConfig {
+    match config {
+        OptimizerConfig::AdamW(config) => OptimizerConfig::AdamW(AdamWConfig { weight_decay: 0.0, ..config.clone() }),
+        OptimizerConfig::Adafactor(config) => {
+            OptimizerConfig::Adafactor(AdafactorConfig { weight_decay: 0.0, ..config.clone() })
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::Device;
+    use crate::dtype::DType;
+    use crate::ops;
     use crate::weights::ParameterPlace;
 
     #[test]
     fn a_step_is_that_of_one_optimizer_each_and_vectors_do_not_decay() {
+        let adamw = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
+        let scaled = AdafactorConfig { weight_decay: 0.1, parameter_scale: Some(1e-3), ..AdafactorConfig::default() };
+        let factored = AdafactorConfig { min_dim_factored: 2, ..scaled.clone() };
+        for (config, bytes) in [
+            (OptimizerConfig::AdamW(adamw), 2 * 6 * 8),
+            (OptimizerConfig::Adafactor(scaled), 6 * 8),
+            (OptimizerConfig::Adafactor(factored), 6 * 8),
+        ] {
+            check(&config, bytes);
+        }
+    }
+
+    fn check(config: &OptimizerConfig, bytes: usize) {
         let device = Device::cpu(Some(2)).unwrap();
-        let config = OptimizerConfig::AdamW(AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() });
         let tensor = |rows, values: &[f64]| {
             Tensor::from_f64(&device, rows, values.len() / rows, DType::F64, values, Kind::Weights).unwrap()
         };
@@ -145,14 +166,15 @@ mod tests {
         let (matrix, vector) = (tensor(2, &[1.0, -2.0, 3.0, 0.5]), tensor(1, &[4.0, -1.0]));
         let parameters = [parameter(0, vec![2, 2], matrix.clone()), parameter(1, vec![2], vector.clone())];
         let grads = || vec![tensor(2, &[0.3, -0.1, 0.0, 9.0]), tensor(1, &[-0.2, 0.7])];
-        let mut all = WeightOptimizer::new(&config, &parameters).unwrap();
-        assert_eq!(all.state_bytes(), 2 * 6 * 8);
+        let mut all = WeightOptimizer::new(config, &parameters).unwrap();
+        assert_eq!((all.state_bytes(), WeightOptimizer::state_bytes_of(config, &parameters)), (bytes, bytes));
         all.step(grads(), 0.1, 0.25).unwrap();
         all.step(grads(), 0.1, 1.0).unwrap();
         assert_eq!(all.steps(), 2);
-        let still = OptimizerConfig::AdamW(AdamWConfig::default());
-        for (index, (mut value, config)) in [(matrix, &config), (vector, &still)].into_iter().enumerate() {
-            let mut one = Optimizer::new(config, &value).unwrap();
+        for (index, (mut value, config)) in
+            [(matrix, config.clone()), (vector, without_decay(config))].into_iter().enumerate()
+        {
+            let mut one = Optimizer::new(&config, &value).unwrap();
             for factor in [0.25, 1.0] {
                 let mut grad = grads().remove(index);
                 ops::optimizer::scale(&mut grad, factor).unwrap();
@@ -162,7 +184,5 @@ mod tests {
             assert_eq!(all.state_of(index).unwrap(), one.state().unwrap());
         }
         assert!(all.step(Vec::new(), 0.1, 1.0).is_err());
-        let adafactor = OptimizerConfig::Adafactor(crate::optim::AdafactorConfig::default());
-        assert_eq!(WeightOptimizer::new(&adafactor, &parameters).unwrap_err().exit_code(), 3);
     }
 }

@@ -115,6 +115,7 @@ impl Architecture {
             stored_bits: plan.stored_bits,
             widened: false,
             threads: plan.threads,
+            state_bytes: None,
         };
         let in_front = if method == Method::Prompt { prompt_rows } else { 0 };
         Need::of(&predict(&setup, &Stream::even(in_front, examples, tokens, LABELS), recompute))

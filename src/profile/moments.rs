@@ -188,12 +188,11 @@ impl<'a> Step<'a> {
         weights + rotation
     }
 
-    /// What is trained, where that is a prompt, and AdamW's two moments of it. In bf16 trained weights have a copy in f32.
+    /// What is trained, where that is a prompt, and AdamW's two moments of it.
     fn optimizer(&self) -> u128 {
-        let is_copied = self.e < self.a;
         match self.setup.method {
             Method::Prompt => 3 * self.prompt * self.w.d * self.a,
-            Method::Full => self.count.total * self.a * if is_copied { 3 } else { 2 },
+            Method::Full => self.setup.state_of(self.count.total),
         }
     }
 

@@ -164,13 +164,15 @@ pub struct Setup {
     pub widened: bool,
     /// CPU threads: each widens a panel of weights and has scratch of its own.
     pub threads: usize,
+    /// Bytes of the optimizer of trained weights, where it is not AdamW.
+    pub state_bytes: Option<usize>,
 }
 
 impl Setup {
     /// A frozen model in f32, stored as such, on `threads` threads of the CPU.
     pub fn new(config: ModelConfig, threads: usize) -> Self {
         let (method, dtype) = (Method::Prompt, DType::F32);
-        Self { config, method, on_gpu: false, dtype, stored_bits: 32.0, widened: false, threads }
+        Self { config, method, on_gpu: false, dtype, stored_bits: 32.0, widened: false, threads, state_bytes: None }
     }
 
     /// An opened model, trained as it was opened.
@@ -185,7 +187,15 @@ impl Setup {
             stored_bits: 8.0 * model.stored_bytes() as f64 / numbers as f64,
             widened: model.weight_storage() == WeightStorage::Widened,
             threads: model.device().threads(),
+            state_bytes: None,
         }
+    }
+
+    /// Bytes of the optimizer of `numbers` weights. Those trained in bf16 have a copy in f32.
+    pub(super) fn state_of(&self, numbers: u128) -> u128 {
+        let wide = self.dtype.accumulator().size();
+        let copies = if self.dtype.size() < wide { 3 } else { 2 };
+        self.state_bytes.map_or(numbers * (copies * wide) as u128, |bytes| bytes as u128)
     }
 
     /// Whether products read frozen weights as they are stored.

@@ -232,9 +232,8 @@ impl<'a> Walk<'a> {
     fn moments(&self) -> Vec<Moment> {
         let Self { w, e, a, encoder, decoder, numbers: [numbers, _], .. } = *self;
         let weights = self.weights();
-        let is_copied = e < a;
         let prompt = self.prompt * w.d * a;
-        let optimizer = if self.trains { numbers * a * if is_copied { 3 } else { 2 } } else { 3 * prompt };
+        let optimizer = if self.trains { self.setup.state_of(numbers) } else { 3 * prompt };
         let peak = |name, saved: u128, workspace: u128, gradients: u128| {
             Moment::new(name, [weights, saved, workspace, gradients, optimizer])
         };
@@ -266,7 +265,7 @@ impl<'a> Walk<'a> {
             }
         }
         let gradients = if self.trains { numbers * e } else { prompt };
-        let converted = if self.trains && is_copied { w.d * w.v.max(w.f).max(w.q) * (a + e) } else { 0 };
+        let converted = if self.trains && e < a { w.d * w.v.max(w.f).max(w.q) * (a + e) } else { 0 };
         moments.push(peak("optimizer", 0, converted, gradients));
         moments
     }

@@ -22,7 +22,7 @@ use crate::config::{Method, Optim, Scheduler, TrainConfig};
 use crate::data::Dataset;
 use crate::error::{Error, Place, Result};
 use crate::models::Model;
-use crate::optim::{AdafactorConfig, AdamWConfig, OptimizerConfig, Schedule, ScheduleKind};
+use crate::optim::{AdafactorConfig, AdamWConfig, OptimizerConfig, PARAMETER_SCALE, Schedule, ScheduleKind};
 use crate::tensor::Tensor;
 use crate::values::sha256_hex;
 use std::path::{Path, PathBuf};
@@ -165,26 +165,27 @@ pub fn sweep<'a>(
     lockstep::go(runs, observers, group_size, interrupt)
 }
 
-impl Training<'_> {
-    fn optimizer(&self) -> OptimizerConfig {
-        let config = self.config;
-        match config.optim {
-            Optim::Adamw => OptimizerConfig::AdamW(AdamWConfig {
-                beta1: config.adam_beta1,
-                beta2: config.adam_beta2,
-                eps: config.adam_epsilon,
-                weight_decay: config.weight_decay,
-            }),
-            Optim::Adafactor => OptimizerConfig::Adafactor(AdafactorConfig {
-                decay_exponent: config.adafactor_decay_rate,
-                eps: config.adafactor_epsilon,
-                clip_threshold: config.adafactor_clip_threshold,
-                weight_decay: config.weight_decay,
-                ..AdafactorConfig::default()
-            }),
-        }
+/// The optimizer of `config`, with its constants.
+pub(crate) fn optimizer_of(config: &TrainConfig) -> OptimizerConfig {
+    match config.optim {
+        Optim::Adamw => OptimizerConfig::AdamW(AdamWConfig {
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            eps: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+        }),
+        Optim::Adafactor => OptimizerConfig::Adafactor(AdafactorConfig {
+            decay_exponent: config.adafactor_decay_rate,
+            eps: config.adafactor_epsilon,
+            clip_threshold: config.adafactor_clip_threshold,
+            weight_decay: config.weight_decay,
+            parameter_scale: config.adafactor_scale_parameter.then_some(PARAMETER_SCALE),
+            ..AdafactorConfig::default()
+        }),
     }
+}
 
+impl Training<'_> {
     fn schedule(&self, total: u64) -> Schedule {
         let kind = match self.config.lr_scheduler_type {
             Scheduler::Constant => ScheduleKind::Constant,

@@ -26,7 +26,7 @@ pub(super) enum Gradient {
 impl<'a> Subject<'a> {
     /// What `training` begins with.
     pub(super) fn new(training: &Training<'a>) -> Result<Self> {
-        let (config, model) = (training.optimizer(), training.model);
+        let (config, model) = (super::optimizer_of(training.config), training.model);
         if training.config.method != Method::Prompt {
             return Ok(Self::Weights { model, optimizer: WeightOptimizer::new(&config, model.parameters())? });
         }

@@ -2,7 +2,7 @@
 
 Usage: python make_adafactor.py      (numpy and safetensors)
 
-The update of t5x/adafactor.py without momentum and without scaling by the parameter, step t counted from 0, in its order:
+The update of t5x/adafactor.py without momentum, step t counted from 0, in its order:
 
     beta = 1 - (t + offset + 1)^-c                  the share of the old second moment; T5X's step_offset is -offset
     s    = g^2 + eps
@@ -10,7 +10,8 @@ The update of t5x/adafactor.py without momentum and without scaling by the param
     r, k = the same of the means of s along rows and along columns, and v = r k / mean(r)
     u    = g / sqrt(v)
     y    = u / max(1, RMS(u) / clip)
-    p    = (1 - wd) p - lr y                        the decay is not multiplied by lr
+    z    = 1, or max(RMS(p), scale) where a scale is given (T5X's multiply_by_parameter_scale, for weights)
+    p    = (1 - wd) p - lr z y                      the decay is not multiplied by lr
 
 T5X does this in float32, where 1 - beta near 1.5e-5 is known to half a percent; here it is exact.
 """
@@ -21,7 +22,7 @@ from safetensors.numpy import save_file
 
 HERE = Path(__file__).resolve().parent
 STEPS = 6
-PAPER = dict(c=0.8, eps=1e-30, clip=1.0, wd=1e-5, lr=0.3, offset=0, min_dim_factored=128)
+PAPER = dict(c=0.8, eps=1e-30, clip=1.0, wd=1e-5, lr=0.3, offset=0, min_dim_factored=128, scale=0.0)
 
 # name -> (shape, what differs from the paper's constants)
 CASES = {
@@ -33,10 +34,13 @@ CASES = {
     "factored_tall": ((9, 6), dict(min_dim_factored=6, wd=0.02)),
     "factored_late": ((6, 9), dict(min_dim_factored=6, offset=1_100_000)),
     "one_dimension_short": ((5, 9), dict(min_dim_factored=6)),
+    "scaled": ((5, 7), dict(wd=0.0, lr=0.2, scale=1e-3)),
+    "scaled_factored": ((6, 9), dict(min_dim_factored=6, lr=0.2, scale=1e-3)),
+    "scaled_by_the_least": ((5, 7), dict(lr=0.01, scale=10.0)),
 }
 
 
-def steps(shape, rng, c, eps, clip, wd, lr, offset, min_dim_factored):
+def steps(shape, rng, c, eps, clip, wd, lr, offset, min_dim_factored, scale):
     """The start, and what each step computes."""
     factored = min(shape) >= min_dim_factored
     p = rng.normal(size=shape)
@@ -61,8 +65,9 @@ def steps(shape, rng, c, eps, clip, wd, lr, offset, min_dim_factored):
             found |= dict(v=v)
         rms = np.sqrt(np.mean(u * u))
         y = u / max(1.0, rms / clip)
-        p = (1 - wd) * p - lr * y
-        found |= dict(u=u, rms=np.array([rms]), y=y, p=p)
+        z = max(np.sqrt(np.mean(p * p)), scale) if scale > 0 else 1.0
+        p = (1 - wd) * p - lr * z * y
+        found |= dict(u=u, rms=np.array([rms]), y=y, z=np.array([z]), p=p)
         tensors |= {f"{t}.{name}": value for name, value in found.items()}
     return tensors
 

@@ -1,5 +1,4 @@
-//! `optimizer` on the CPU. AdamW and norms are for whole models too, so they take chunks in parallel; Adafactor is for
-//! prompts, which are small.
+//! `optimizer` on the CPU: in parallel chunks of fixed sizes, whose sums are added in their order, as weights are large.
 
 use super::{AdafactorStep, AdamWStep};
 use crate::dtype::Element;
@@ -38,11 +37,13 @@ fn lerp<E: Element>(a: E, b: E, w: E) -> E {
 pub(super) fn adafactor<E: Element>(params: &mut Tensor, grad: &Tensor, v: &mut Tensor, step: &AdafactorStep) {
     let grad = grad.as_slice::<E>();
     let (keep, share, eps) = (E::from_f64(1.0 - step.share), E::from_f64(step.share), E::from_f64(step.eps));
-    for (v, &g) in v.make_mut::<E>().iter_mut().zip(grad) {
-        *v = keep * *v + share * (g * g + eps);
-    }
+    v.make_mut::<E>().par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).for_each(|(v, g)| {
+        for (v, &g) in v.iter_mut().zip(g) {
+            *v = keep * *v + share * (g * g + eps);
+        }
+    });
     let v = v.as_slice::<E>();
-    apply(step, params.make_mut(), grad, |i, g: E| g / v[i].sqrt());
+    apply(step, params.make_mut(), grad, CHUNK, |chunk, i, g: E| g / v[chunk * CHUNK + i].sqrt());
 }
 
 pub(super) fn adafactor_factored<E: Element>(
@@ -55,24 +56,32 @@ pub(super) fn adafactor_factored<E: Element>(
     let (width, grad) = (grad.cols(), grad.as_slice::<E>());
     update_means(rows.make_mut::<E>(), cols.make_mut::<E>(), grad, step);
     let (row, col) = factors(rows.as_slice::<E>(), cols.as_slice::<E>());
-    apply(step, params.make_mut(), grad, |i, g: E| g * row[i / width] * col[i % width]);
+    apply(step, params.make_mut(), grad, width, |chunk, i, g: E| g * row[chunk] * col[i]);
 }
 
+/// Rows whose squares are added up by one thread.
+const ROWS: usize = 64;
+
 fn update_means<E: Element>(rows: &mut [E], cols: &mut [E], grad: &[E], step: &AdafactorStep) {
-    let width = cols.len();
+    let (width, height) = (cols.len(), rows.len());
     let blend = |old: E, mean: f64| E::from_f64((1.0 - step.share) * old.to_f64() + step.share * mean);
-    let mut col_sums = vec![0.0; width];
-    for (row, g) in rows.iter_mut().zip(grad.chunks_exact(width)) {
-        let mut sum = 0.0;
-        for (col_sum, g) in col_sums.iter_mut().zip(g) {
-            let square = g.to_f64() * g.to_f64() + step.eps;
-            sum += square;
-            *col_sum += square;
+    let blocks = rows.par_chunks_mut(ROWS).zip(grad.par_chunks(ROWS * width)).map(|(rows, grad)| {
+        let mut col_sums = vec![0.0; width];
+        for (row, g) in rows.iter_mut().zip(grad.chunks_exact(width)) {
+            let mut sum = 0.0;
+            for (col_sum, g) in col_sums.iter_mut().zip(g) {
+                let square = g.to_f64() * g.to_f64() + step.eps;
+                sum += square;
+                *col_sum += square;
+            }
+            *row = blend(*row, sum / width as f64);
         }
-        *row = blend(*row, sum / width as f64);
-    }
-    for (col, sum) in cols.iter_mut().zip(col_sums) {
-        *col = blend(*col, sum / rows.len() as f64);
+        col_sums
+    });
+    let blocks: Vec<Vec<f64>> = blocks.collect();
+    for (at, col) in cols.iter_mut().enumerate() {
+        let sum: f64 = blocks.iter().map(|sums| sums[at]).sum();
+        *col = blend(*col, sum / height as f64);
     }
 }
 
@@ -84,18 +93,30 @@ fn factors<E: Element>(rows: &[E], cols: &[E]) -> (Vec<E>, Vec<E>) {
     (row, cols.iter().map(|k| root(k.to_f64())).collect())
 }
 
-/// Scales the updates `y(index, gradient)` down to the threshold and takes them. They are computed twice rather than kept.
-fn apply<E: Element>(step: &AdafactorStep, params: &mut [E], grad: &[E], y: impl Fn(usize, E) -> E) {
-    let squares = grad.iter().enumerate().map(|(i, &g)| {
-        let y = y(i, g).to_f64();
-        y * y
+/// Scales the updates down to the threshold, and by the parameters' size where that is asked for, and takes them. `y` gives
+/// one by the number of its chunk of `size`, its place there, and its gradient. They are computed twice rather than kept.
+fn apply<E: Element>(
+    step: &AdafactorStep,
+    params: &mut [E],
+    grad: &[E],
+    size: usize,
+    y: impl Fn(usize, usize, E) -> E + Sync,
+) {
+    let squares = grad.par_chunks(size).enumerate().map(|(chunk, g)| {
+        let squares = g.iter().enumerate().map(|(i, &g)| y(chunk, i, g).to_f64().powi(2));
+        squares.sum::<f64>()
     });
-    let rms = (squares.sum::<f64>() / grad.len() as f64).sqrt();
-    let scale = E::from_f64(step.lr / (rms / step.clip_threshold).max(1.0));
+    let squares: Vec<f64> = squares.collect();
+    let root_mean = |sum: f64| (sum / grad.len() as f64).sqrt();
+    let rms = root_mean(squares.iter().sum());
+    let of_params = step.parameter_scale.map_or(1.0, |least| root_mean(sum_of_squares(params)).max(least));
+    let scale = E::from_f64(step.lr * of_params / (rms / step.clip_threshold).max(1.0));
     let keep = E::from_f64(step.keep);
-    for (i, (p, &g)) in params.iter_mut().zip(grad).enumerate() {
-        *p = keep * *p - scale * y(i, g);
-    }
+    params.par_chunks_mut(size).zip(grad.par_chunks(size)).enumerate().for_each(|(chunk, (p, g))| {
+        for (i, (p, &g)) in p.iter_mut().zip(g).enumerate() {
+            *p = keep * *p - scale * y(chunk, i, g);
+        }
+    });
 }
 
 /// Added up chunk by chunk, in their order.

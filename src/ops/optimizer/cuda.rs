@@ -89,18 +89,21 @@ pub(super) fn adafactor(
     ];
     // SAFETY: v and g hold `count` floats, `partial` a number for each block.
     unsafe { kernel(cuda, "adafactor_moment", dtype)?.run(grid, &args) }?;
+    let squares = squares(cuda, params, step)?;
     let args = [
-        Arg::tensor_mut(params),          // float* p
-        Arg::tensor(grad),                // const float* g
-        Arg::tensor(v),                   // const float* v
-        Arg::buffer(&partials.sums),      // const double* partial
-        Arg::int(partials.blocks),        // int partials
-        Arg::long(count),                 // long long count
-        Arg::double(step.lr),             // double lr
-        Arg::double(step.clip_threshold), // double clip
-        Arg::float(step.keep),            // float keep
+        Arg::tensor_mut(params),                          // float* p
+        Arg::tensor(grad),                                // const float* g
+        Arg::tensor(v),                                   // const float* v
+        Arg::buffer(&partials.sums),                      // const double* partial
+        squares_arg(squares.as_ref()),                    // const double* squares
+        Arg::int(partials.blocks),                        // int partials
+        Arg::long(count),                                 // long long count
+        Arg::double(step.lr),                             // double lr
+        Arg::double(step.parameter_scale.unwrap_or(0.0)), // double least
+        Arg::double(step.clip_threshold),                 // double clip
+        Arg::float(step.keep),                            // float keep
     ];
-    // SAFETY: as above; p holds `count` floats too.
+    // SAFETY: as above; p holds `count` floats too, and `squares` as many numbers as `partial`, or is null.
     unsafe { kernel(cuda, "adafactor_apply", dtype)?.run(grid, &args) }
 }
 
@@ -158,21 +161,45 @@ pub(super) fn adafactor_factored(
     ];
     // SAFETY: shapes as above; `partial` has a number for each block.
     unsafe { kernel(cuda, "adafactor_factored", dtype)?.run(grid, &args) }?;
+    let squares = squares(cuda, params, step)?;
     let args = [
-        Arg::tensor_mut(params),          // float* p
-        Arg::tensor(grad),                // const float* g
-        Arg::tensor(&row_factor),         // const float* row_factor
-        Arg::tensor(&col_factor),         // const float* col_factor
-        Arg::buffer(&partials.sums),      // const double* partial
-        Arg::int(partials.blocks),        // int partials
-        Arg::int(height),                 // int rows
-        Arg::int(width),                  // int cols
-        Arg::double(step.lr),             // double lr
-        Arg::double(step.clip_threshold), // double clip
-        Arg::float(step.keep),            // float keep
+        Arg::tensor_mut(params),                          // float* p
+        Arg::tensor(grad),                                // const float* g
+        Arg::tensor(&row_factor),                         // const float* row_factor
+        Arg::tensor(&col_factor),                         // const float* col_factor
+        Arg::buffer(&partials.sums),                      // const double* partial
+        squares_arg(squares.as_ref()),                    // const double* squares
+        Arg::int(partials.blocks),                        // int partials
+        Arg::int(height),                                 // int rows
+        Arg::int(width),                                  // int cols
+        Arg::double(step.lr),                             // double lr
+        Arg::double(step.parameter_scale.unwrap_or(0.0)), // double least
+        Arg::double(step.clip_threshold),                 // double clip
+        Arg::float(step.keep),                            // float keep
     ];
-    // SAFETY: as above; p is [rows, cols] too.
+    // SAFETY: as above; p is [rows, cols] too, and `squares` has as many numbers as `partial`, or is null.
     unsafe { kernel(cuda, "adafactor_factored_apply", dtype)?.run(grid, &args) }
+}
+
+/// Partial sums of the squares of parameters, where their size scales the update.
+fn squares(cuda: &CudaDevice, params: &Tensor, step: &AdafactorStep) -> Result<Option<Partials>> {
+    if step.parameter_scale.is_none() {
+        return Ok(None);
+    }
+    let mut partials = Partials::new(cuda, params.len());
+    let grid = partials.grid();
+    let args = [
+        Arg::tensor(params),                 // const float* g
+        Arg::buffer_mut(&mut partials.sums), // double* partial
+        Arg::long(params.len()),             // long long count
+    ];
+    // SAFETY: g holds `count` floats, `partial` a number for each block.
+    unsafe { kernel(cuda, "gradient_norm", params.dtype())?.run(grid, &args) }?;
+    Ok(Some(partials))
+}
+
+fn squares_arg(squares: Option<&Partials>) -> Arg<'_> {
+    squares.map_or(Arg::null(), |squares| Arg::buffer(&squares.sums))
 }
 
 /// The Euclidean norm of all of them, and what brings it to at most `most`: `[norm, factor]`, f64 and f32.

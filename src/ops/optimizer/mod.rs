@@ -86,9 +86,13 @@ pub struct AdafactorStep {
     pub keep: f64,
     /// The learning rate.
     pub lr: f64,
+    /// The update is multiplied by the root mean square of the parameters, or by this where they have less; `None`: it is
+    /// not.
+    pub parameter_scale: Option<f64>,
 }
 
-/// `v ← (1−share)·v + share·(g²+ε)`, `y = g/√v`, `y ← y / max(1, RMS(y)/clip)`, `p ← keep·p − lr·y`.
+/// `v ← (1−share)·v + share·(g²+ε)`, `y = g/√v`, `y ← y / max(1, RMS(y)/clip)`, `p ← keep·p − lr·s·y`, with `s` 1, or
+/// `max(parameter_scale, RMS(p))`.
 ///
 /// # Errors
 /// As [`adamw`].
