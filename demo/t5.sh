@@ -4,10 +4,9 @@
 # About an hour on two busy cores.
 #
 # Usage: demo/t5.sh [STAGE...]     STAGE: pretrain adapt prompt sentinel decoder full table; all of them without one
-#   STEPS=1200 TUNING=300 SEEDS=0,1,2 RATES=0.3 THREADS=2
-#                     steps of the first pass of pretraining, of a tuning; seeds of the tunings; prompts' learning rates; CPU threads
+#   STEPS=2800 TUNING=300 SEEDS=0,1,2 RATES=0.3 THREADS=2
+#                     steps of the pretraining, of a tuning; seeds of the tunings; prompts' learning rates; CPU threads
 #   PYTHON=python3    one that has the package `tokenizers` (demo/fetch_t5.py says how to make it)
-# The rates of the pretraining are those of the results kept in benches/results, which found them too high.
 # What has been finished is not run again. Models, prompts and logs go to demo/t5/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +18,7 @@ need() {
     exit 2
   }
 }
-steps=${STEPS:-1200} tuning=${TUNING:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-0.3} python=${PYTHON:-python3}
+steps=${STEPS:-2800} tuning=${TUNING:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-0.3} python=${PYTHON:-python3}
 need cargo "install the Rust toolchain named in Cargo.toml, e.g. with rustup"
 need "$python" "install Python 3.9 or newer, with pip"
 stages=("$@")
@@ -34,8 +33,9 @@ mkdir -p "$out"
 threads=()
 [[ -z ${THREADS:-} ]] || threads=(--threads "$THREADS")
 texts=(--train-file "$cache/train.jsonl" --eval-file "$cache/held-out.jsonl" --template "{text}"
-  --adam-beta2 0.98 --max-grad-norm 1 --lr-scheduler-type linear --save-steps 1000000)
-short=(--max-length 48 --per-device-train-batch-size 40)
+  --max-grad-norm 1 --lr-scheduler-type linear --save-steps 1000000 --max-length 48 --per-device-train-batch-size 40)
+# Steps in proportion to each weight's size, as T5 has them.
+scaled=(--optim adafactor --learning-rate 0.02)
 sets=(--train-file demo/cache/wordnet/train.jsonl --eval-file demo/cache/wordnet/dev.jsonl --template "{text} Topic:"
   --metric-for-best-model accuracy --per-device-train-batch-size 16 --max-steps "$tuning" --eval-steps $(((tuning + 2) / 3))
   --save-steps 1000000)
@@ -62,23 +62,20 @@ score() { # NAME BASE TARGET [flags]: the test rows' accuracy, into NAME.test.js
   [[ -s $file ]] || mv "$file.part" "$file"
 }
 
-# Two passes: over long pieces, then over pieces as short as the rows that come later, with other cuts.
+# Over pieces as short as the rows that come later.
 pretrain() {
-  local how=(train --method pretrain --objective span_corruption --corruptions 2 --warmup-steps 50 "${texts[@]}")
-  once span-1 "${how[@]}" --init-weights 0 --model "$cache/model" --max-length 128 --per-device-train-batch-size 16 \
-    --learning-rate 3e-3 --max-steps "$steps" --eval-steps $(((steps + 5) / 6))
-  once span "${how[@]}" --seed 1 --model "$out/span-1/best" "${short[@]}" \
-    --learning-rate 2e-3 --max-steps $((steps * 2 / 3)) --eval-steps $((steps / 6))
+  once span train --method pretrain --objective span_corruption --corruptions 8 --init-weights 0 --model "$cache/model" \
+    "${texts[@]}" "${scaled[@]}" --warmup-steps 50 --max-steps "$steps" --eval-steps $(((steps + 6) / 7))
 }
 
 adapt() {
-  once adapted train --method pretrain --objective prefix_lm --model "$out/span/best" "${texts[@]}" "${short[@]}" \
-    --learning-rate 1e-3 --warmup-steps 10 --max-steps $((steps / 5)) --eval-steps $((steps / 10))
+  once adapted train --method pretrain --objective prefix_lm --model "$out/span/best" "${texts[@]}" "${scaled[@]}" \
+    --warmup-steps 10 --max-steps $((steps / 10)) --eval-steps $((steps / 20))
   # Each model's loss by each objective: a step that is too small to change a weight, and the evaluation after it.
   for base in span adapted; do
     for objective in span_corruption prefix_lm; do
       once "loss-$base-$objective" train --method pretrain --objective "$objective" --model "$out/$base/best" \
-        "${texts[@]}" "${short[@]}" --learning-rate 1e-30 --max-steps 1 --eval-steps 1
+        "${texts[@]}" --learning-rate 1e-30 --max-steps 1 --eval-steps 1
     done
   done
 }
@@ -113,13 +110,13 @@ full() {
   for seed in ${seeds//,/ }; do
     for base in span adapted; do
       once "full-$base-$seed" train --method full --model "$out/$base/best" "${sets[@]}" --target "{label}" \
-        --learning-rate 1e-3 --warmup-steps 20 --max-grad-norm 1 --seed "$seed"
+        "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1 --seed "$seed"
       score "full-$base-$seed" "$out/full-$base-$seed/best" "{label}"
     done
   done
   # What the pretraining itself is worth.
   once full-fresh-0 train --method full --init-weights 0 --model "$cache/model" "${sets[@]}" --target "{label}" \
-    --learning-rate 1e-3 --warmup-steps 20 --max-grad-norm 1
+    "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1
   score full-fresh-0 "$out/full-fresh-0/best" "{label}"
 }
 
