@@ -113,6 +113,7 @@ parity! {
     embedding: crate::Op::Embedding { .. },
     rows: crate::Op::Rows { .. },
     cross_entropy: crate::Op::CrossEntropy { .. },
+    position_bias: crate::Op::PositionBias { .. },
 }
 
 /// The optimizers, and what is done to a gradient before them, on a GPU against the CPU, both in f32.
