@@ -67,7 +67,17 @@ impl Shape {
         } else {
             let rows = if is_wide { 16 } else { 32 };
             let bias_keys = if is_wide { 8 } else { 32 };
-            Self { op, dim, tile: 32, row, forward_rows: rows, backward_rows: rows, buffers: 1, key_parts: 1, bias_keys }
+            Self {
+                op,
+                dim,
+                tile: 32,
+                row,
+                forward_rows: rows,
+                backward_rows: rows,
+                buffers: 1,
+                key_parts: 1,
+                bias_keys,
+            }
         })
     }
 

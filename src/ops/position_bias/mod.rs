@@ -42,8 +42,7 @@ pub fn position_bias(
         return Ok(Var::constant(table));
     };
     let value = parameter.value();
-    let mut table =
-        Tensor::scratch(device, heads, buckets.len(), value.dtype().accumulator(), Kind::Workspace);
+    let mut table = Tensor::scratch(device, heads, buckets.len(), value.dtype().accumulator(), Kind::Workspace);
     let buckets = Indices::from(buckets);
     match device {
         Device::Cpu(_) => with_element!(value.dtype(), E => {
