@@ -212,6 +212,10 @@ fn trained_bias() -> Vec<Op> {
         let mask = Mask::Full { prompt: 3, examples: if dim < 256 { vec![20, 70, 1] } else { vec![5, 19] } };
         ops.push(Op::Attention { heads: (2, 2), dim, mask, query_grad: ALL, key_grad: ALL, bias: true });
     }
+    // More tiles of queries than a GPU makes partial sums.
+    let examples = (0..150).map(|i| (0, 1 + i % 4, 0)).collect();
+    let mask = Mask::Causal { prompts: vec![3], examples, trimmed: false };
+    ops.push(Op::Attention { heads: (4, 2), dim: 8, mask, query_grad: ALL, key_grad: ALL, bias: true });
     for (heads, buckets, distances) in [(1, 1, 1), (3, 2, 31), (12, 32, 255), (5, 33, 300)] {
         ops.push(Op::PositionBias { heads, buckets, distances });
     }
