@@ -108,6 +108,7 @@ parity! {
     add_layer_norm: crate::Op::AddLayerNorm { .. },
     rope: crate::Op::Rope { .. },
     attention: crate::Op::Attention { .. },
+    scale: crate::Op::Scale { .. },
     activation: crate::Op::Activation { .. },
     gated: crate::Op::Gated { .. },
     embedding: crate::Op::Embedding { .. },
