@@ -13,3 +13,6 @@ BACKWARD_QUERIES(f32, 128, 4, 32)
 // are made by different blocks.
 BACKWARD_KEYS(bf16, 128, 2, 32, 16, false)
 BACKWARD_KEYS(f32, 128, 3, 32)
+
+BACKWARD_BIAS(bf16, 128, 3, 32)
+BACKWARD_BIAS(f32, 128, 4, 32)

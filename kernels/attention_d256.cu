@@ -13,3 +13,6 @@ BACKWARD_QUERIES(f32, 256, 3, 16)
 // are made by different blocks.
 BACKWARD_KEYS(bf16, 256, 2, 16, 16, true)
 BACKWARD_KEYS(f32, 256, 2, 16)
+
+BACKWARD_BIAS(bf16, 256, 2, 16)
+BACKWARD_BIAS(f32, 256, 2, 8)

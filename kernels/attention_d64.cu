@@ -13,3 +13,7 @@ BACKWARD_QUERIES(f32, 64, 4, 32)
 // are made by different blocks.
 BACKWARD_KEYS(bf16, 64, 3, 32, 16, false)
 BACKWARD_KEYS(f32, 64, 4, 32)
+
+// Head size, blocks on a multiprocessor, keys of a buffer.
+BACKWARD_BIAS(bf16, 64, 4, 32)
+BACKWARD_BIAS(f32, 64, 4, 32)

@@ -13,3 +13,6 @@ BACKWARD_QUERIES(f32, 96, 4, 32)
 // are made by different blocks.
 BACKWARD_KEYS(bf16, 96, 2, 32, 16, false)
 BACKWARD_KEYS(f32, 96, 3, 32)
+
+BACKWARD_BIAS(bf16, 96, 3, 32)
+BACKWARD_BIAS(f32, 96, 4, 32)

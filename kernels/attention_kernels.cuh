@@ -2,8 +2,7 @@
 // attention.cu.
 #pragma once
 
-#include "attention_bf16.cuh"
-#include "attention_f32.cuh"
+#include "attention_bias.cuh"
 
 typedef bf16 element_bf16;
 typedef float element_f32;
@@ -51,4 +50,19 @@ typedef float element_f32;
     backward_keys_##TYPE<D, __VA_ARGS__>(q, k, v, d_o, lse, delta, dk, dv, dk_partial, dv_partial, tasks, visits,     \
                                          limits, Bias{bias, query_positions, key_positions, bias_width, bias_offset}, \
                                          key_heads, group, dim, scale);                                               \
+  }
+
+// Makes the partial sums [gridDim.x, heads, bias_width] of the gradient of the table of biases, over the first `tile_count`
+// tiles.
+#define BACKWARD_BIAS(TYPE, D, BLOCKS, KEYS)                                                                          \
+  TILED(attention_backward_bias_d##D##_##TYPE, BLOCKS)                                                                \
+  (const element_##TYPE* __restrict__ q, const element_##TYPE* __restrict__ k, const element_##TYPE* __restrict__ v,  \
+   const element_##TYPE* __restrict__ d_o, const float* __restrict__ lse, const float* __restrict__ delta,            \
+   float* __restrict__ partial, const QueryTile* __restrict__ tiles, const Span* __restrict__ spans,                  \
+   const int* __restrict__ limits, const float* __restrict__ bias, const int* __restrict__ query_positions,           \
+   const int* __restrict__ key_positions, int bias_width, int bias_offset, int tile_count, int query_rows,            \
+   int key_heads, int group, int dim, float scale) {                                                                  \
+    backward_bias<element_##TYPE, D, KEYS>(q, k, v, d_o, lse, delta, partial, tiles, spans, limits,                   \
+                                           Bias{bias, query_positions, key_positions, bias_width, bias_offset},       \
+                                           tile_count, query_rows, key_heads, group, dim, scale);                     \
   }

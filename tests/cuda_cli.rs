@@ -4,7 +4,7 @@ mod common;
 #[path = "common/cuda.rs"]
 mod gpu;
 
-use common::{Golden, causal_rows, close_absolute, golden, program};
+use common::{Golden, causal_rows, close_absolute, golden, program, t5};
 use gpu::same_driver;
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn said(output: &Output) -> String {
 
 fn write_rows(path: &Path, name: &str) {
     let file = Golden::read(&golden(name).join("golden.safetensors"));
-    let rows = causal_rows(&file, "main");
+    let rows = if name.starts_with("t5") { t5::rows(&file, "main") } else { causal_rows(&file, "main") };
     let lines = rows.iter().map(|(input, target)| format!("{{\"input_ids\":{input:?},\"target_ids\":{target:?}}}\n"));
     fs::write(path, lines.collect::<String>()).unwrap();
 }
@@ -61,7 +61,7 @@ fn a_run_on_a_gpu_is_the_cpus_up_to_rounding() {
 #[test]
 fn all_weights_are_trained_on_a_gpu_as_on_the_cpu_and_a_resumed_run_ends_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["llama_untied", "gpt2"] {
+    for name in ["llama_untied", "gpt2", "t5_v10", "t5_v11"] {
         let rows = dir.path().join("rows.jsonl");
         write_rows(&rows, name);
         let (model, rows) = (golden(name).to_str().unwrap().to_string(), rows.to_str().unwrap());
@@ -89,6 +89,38 @@ fn all_weights_are_trained_on_a_gpu_as_on_the_cpu_and_a_resumed_run_ends_with_th
 }
 
 /// `prompt` `[rows, d]` as f64 safetensors.
+#[test]
+fn an_encoder_decoder_is_pretrained_on_a_gpu_as_on_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    fs::create_dir(at("model")).unwrap();
+    for (from, file) in
+        [("t5_v11", "config.json"), ("t5_tokenizer", "tokenizer.json"), ("t5_tokenizer", "tokenizer_config.json")]
+    {
+        fs::copy(golden(from).join(file), dir.path().join("model").join(file)).unwrap();
+    }
+    let texts = ["the cat sat on a mat", "the dog ran to the old barn", "a cat and a dog sat on the mat"];
+    let line = |text: &str| format!("{{\"text\":\"{text}\"}}\n");
+    fs::write(at("texts.jsonl"), texts.map(line).concat().repeat(3)).unwrap();
+    let go = |out: &str, more: &[&str]| -> serde_json::Value {
+        let (model, texts, out) = (at("model"), at("texts.jsonl"), at(out));
+        let mut flags = vec!["train", "--json", "--quiet", "--method", "pretrain", "--objective", "span_corruption"];
+        flags.extend(["--init-weights", "3", "--model", &model, "--train-file", &texts, "--output-dir", &out]);
+        flags.extend(["--max-length", "24", "--max-steps", "6"]);
+        flags.extend(more);
+        let output = softprompt(&flags, &[]);
+        assert!(output.status.success(), "{flags:?}: {}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let loss = |result: &serde_json::Value| result["loss"].as_f64().unwrap();
+    let (cpu, gpu) = (go("cpu", &[]), go("gpu", &["--device", "cuda"]));
+    close_absolute("f32", &[loss(&gpu)], &[loss(&cpu)], 1e-4 * loss(&cpu));
+    let bf16 = ["--device", "cuda", "--dtype", "bf16"];
+    let narrow = go("bf16", &bf16);
+    close_absolute("bf16", &[loss(&narrow)], &[loss(&cpu)], 0.02 * loss(&cpu));
+    assert_eq!(go("again", &bf16)["model_sha256"], narrow["model_sha256"]);
+}
+
 fn write_prompt(path: &Path, shape: &[usize], values: &[f64]) {
     let header =
         format!("{{\"prompt\":{{\"dtype\":\"F64\",\"shape\":{shape:?},\"data_offsets\":[0,{}]}}}}", values.len() * 8);

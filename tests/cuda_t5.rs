@@ -5,8 +5,8 @@ mod common;
 #[path = "common/cuda.rs"]
 mod gpu;
 
-use common::t5::{Case, rows};
-use common::{close_absolute, golden_meta, golden_t5_cases};
+use common::t5::{Case, part, rows};
+use common::{Golden, close_absolute, golden, golden_meta, golden_t5_cases};
 use gpu::{cuda, cuda_with, squared_error};
 use softprompt::device::{CudaOptions, Matmul};
 use softprompt::generate::{Generator, Sampling};
@@ -74,6 +74,23 @@ fn recomputing_changes_no_bit() {
         let plain = of(Recompute::None);
         assert_eq!(of(Recompute::Mlp), plain);
         assert_eq!(of(Recompute::Layer), plain);
+    }
+}
+
+#[test]
+fn gradients_of_all_weights_are_those_of_pytorch() {
+    for name in ["t5_v10", "t5_v11"] {
+        let want = Golden::read(&golden(name).join("weight_grads.safetensors"));
+        let trainable = ModelOptions { trainable: true, ..options(DType::F32) };
+        let found = Case::open_on(&cuda(), name, "main", trainable);
+        let result = found.model.loss_and_weight_grads(&found.batch).unwrap();
+        close_absolute(name, &[result.loss.mean], &want.numbers("loss"), 1e-6);
+        // The library adds in an order of its own.
+        let allowed = 8.0 * want.numbers("f32_error")[0];
+        for (parameter, grad) in found.model.parameters().iter().zip(&result.grads) {
+            let what = format!("{name} {}", parameter.place().name);
+            close_absolute(&what, &grad.to_f64_vec().unwrap(), &part(&want, "grad", parameter), allowed);
+        }
     }
 }
 

@@ -2,11 +2,10 @@
 
 mod common;
 
-use common::t5::{Case, rows};
+use common::t5::{Case, part, rows};
 use common::{Golden, close, close_absolute, golden, golden_t5_cases};
 use softprompt::models::Recompute;
 use softprompt::optim::{AdamWConfig, Optimizer, OptimizerConfig, WeightOptimizer};
-use softprompt::weights::Parameter;
 use softprompt::{Batch, DType, Device, Model, ModelOptions, WeightStorage};
 
 #[test]
@@ -112,14 +111,6 @@ fn each_examples_loss_follows_from_the_golden_logits() {
         models += 1;
     }
     assert_eq!(models, 8);
-}
-
-/// The part of the whole tensor in `file` that `parameter` is.
-fn part(file: &Golden, kind: &str, parameter: &Parameter) -> Vec<f64> {
-    let place = parameter.place();
-    let (values, cols) = (file.numbers(&format!("{kind}.{}", place.name)), *place.shape.last().unwrap());
-    let row = |row: usize| &values[row * cols + place.cols.start..row * cols + place.cols.end];
-    place.rows.clone().flat_map(row).copied().collect()
 }
 
 #[test]

@@ -125,7 +125,8 @@ fn gradients_in_f32_are_those_in_f64() {
 fn a_variable_read_by_several_ops_gets_the_sum() {
     let device = Device::cpu(Some(2)).unwrap();
     for (rows, grad) in [(7, 7), (7, 3)] {
-        let input = Input { rows, cols: 12, grad, values: Random::new(5).numbers(rows * 12), parameter: None };
+        let input =
+            Input { rows, cols: 12, grad, values: Random::new(5).numbers(rows * 12), parameter: None, is_wide: false };
         let weight = cases::Weight {
             outputs: 12,
             inputs: 12,

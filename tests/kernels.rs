@@ -34,14 +34,15 @@ const BLOCKS: &[(&str, &str, u32)] = &[
     ("matmul_", "_small_bf16", 6),
     ("matmul_", "_small_f32", 5),
     ("matmul_", "", 2),
+    ("position_bias_", "", 8),
     ("rms_norm_", "", 5),
     ("rope_", "", 5),
     ("rows_", "", 6),
     ("scale_", "", 8),
 ];
 
-/// Kernels that do not wait for memory, or cannot move 16 bytes at a time: an optimizer's sums, one number of a row, and
-/// products in f32, which are for checks and transpose as they read.
+/// Kernels that do not wait for memory, or cannot move 16 bytes at a time: an optimizer's sums, one number of a row, small
+/// tables, and products in f32, which are for checks and transpose as they read.
 const SCALAR: &[(&str, &str)] = &[
     ("adafactor_", ""),
     ("gradient_norm_bf16", ""),
@@ -51,11 +52,17 @@ const SCALAR: &[(&str, &str)] = &[
     ("loss_pick", ""),
     ("matmul_", "_f32"),
     ("matmul_join_", ""),
+    ("position_bias_", ""),
 ];
 
 /// Kernels that store single numbers: of a row, or of partial sums that are added by column.
-const SCALAR_STORES: &[(&str, &str)] =
-    &[("attention_delta_", ""), ("attention_reduce_", ""), ("layer_norm_moments_", ""), ("rms_norm_moments_", "")];
+const SCALAR_STORES: &[(&str, &str)] = &[
+    ("attention_backward_bias_", ""),
+    ("attention_delta_", ""),
+    ("attention_reduce_", ""),
+    ("layer_norm_moments_", ""),
+    ("rms_norm_moments_", ""),
+];
 
 /// Kernels that copy to shared memory 16 bytes at a time, without registers in between, and store what a warp's lanes
 /// have side by side, 64 or 128 bytes.

@@ -108,11 +108,13 @@ parity! {
     add_layer_norm: crate::Op::AddLayerNorm { .. },
     rope: crate::Op::Rope { .. },
     attention: crate::Op::Attention { .. },
+    scale: crate::Op::Scale { .. },
     activation: crate::Op::Activation { .. },
     gated: crate::Op::Gated { .. },
     embedding: crate::Op::Embedding { .. },
     rows: crate::Op::Rows { .. },
     cross_entropy: crate::Op::CrossEntropy { .. },
+    position_bias: crate::Op::PositionBias { .. },
 }
 
 /// The optimizers, and what is done to a gradient before them, on a GPU against the CPU, both in f32.

@@ -30,6 +30,7 @@ fn a_prediction_is_within_a_tenth_of_what_a_gpu_holds() {
         ("llama, long prompt", llama, (70, 4, 6)),
         ("qwen2", small("qwen2.5-0.5b", 96, 3, (3, 1), 800), (4, 8, 12)),
         ("gpt2", small("gpt2", 64, 3, (2, 2), 500), (10, 6, 8)),
+        ("t5", small("t5-small", 64, 2, (2, 2), 500), (10, 4, 30)),
     ];
     for (name, config, (prompt_rows, examples, tokens)) in cases {
         for dtype in [DType::F32, DType::BF16] {

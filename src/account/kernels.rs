@@ -100,6 +100,7 @@ const LAUNCHES: &[(&str, &str, usize, &str, &str)] = &[
     ("attention_reduce", "", 256, "8 slots tile Hk D + 2 k Hk D s", "2 slots tile Hk D"),
     ("attention_forward", "", 128, "2 (q Hq + k Hk) D s + 4 q Hq (+ q Hq D in bf16)", "4 pairs Hq D"),
     ("attention_backward_queries", "", 128, "(3 q Hq + 2 k Hk) D s + 8 q Hq", "6 pairs Hq D"),
+    ("attention_backward_bias", "", 128, "(2 q Hq + 2 k Hk) D s + 8 q Hq + 4 parts Hq columns", "4 pairs Hq D"),
     ("attention_backward_keys", "", 128, "(2 q Hq + 4 k Hk) D s + 8 q Hq + 8 slots tile Hk D", "8 pairs Hq D"),
     ("cast_fill", "", 256, "n s", "0"),
     ("cast_", "", 256, "6 n", "0"),
@@ -127,6 +128,8 @@ const LAUNCHES: &[(&str, &str, usize, &str, &str)] = &[
     ("matmul_join", "", 256, "4 parts m n + m n s", "parts m n"),
     ("matmul_", "_small_", 128, "(m k + n k + m n) s", "2 m n k"),
     ("matmul_", "", 256, "(m k + n k + m n) s", "2 m n k"),
+    ("position_bias_forward", "", 256, "(4 + s) Hq columns", "0"),
+    ("position_bias_backward", "", 256, "4 Hq columns + s Hq buckets", "Hq columns"),
     ("rms_norm_add_forward", "", 256, "4 n s", "5 n"),
     ("rms_norm_forward", "", 256, "2 n s", "4 n"),
     ("rms_norm_backward", "", 256, "3 n s, 4 n s if added", "9 n"),
@@ -156,7 +159,11 @@ fn dynamic_shared(name: &str) -> usize {
         return 0;
     };
     let heads = Heads { queries: 1, keys: 1, dim, scale: 1.0 };
-    let bytes = |shape: Shape| if pass == "forward" { shape.forward_shared() } else { shape.backward_shared() };
+    let bytes = |shape: Shape| match pass {
+        "forward" => shape.forward_shared(),
+        "backward_bias" => shape.bias_shared(),
+        _ => shape.backward_shared(),
+    };
     Shape::new(heads, dtype).map_or(0, bytes)
 }
 

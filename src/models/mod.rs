@@ -135,11 +135,6 @@ impl Model {
     ) -> Result<Self> {
         let prompt_place = PromptPlace { on: options.prompt_on, mask: options.prompt_mask };
         check_place(prompt_place, &config, &path)?;
-        if options.trainable && config.is_encoder_decoder() && matches!(loader.device, Device::Cuda(_)) {
-            let place = Place::item("device");
-            return Err(Error::config(place, "cpu to train an encoder–decoder's weights", loader.device.name())
-                .hint("a GPU tunes its prompts only: the gradient of the biases of attention is not made there"));
-        }
         let (mut encoder, decoder, head);
         encoder = None;
         match (config.family, config.encoder_decoder) {

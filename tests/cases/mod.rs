@@ -118,6 +118,12 @@ pub enum Op {
         grad: usize,
         head: Weight,
     },
+    /// A table of biases by distance, each of one of `buckets`.
+    PositionBias {
+        heads: usize,
+        buckets: usize,
+        distances: usize,
+    },
 }
 
 /// A stored matrix, restricted to some of its outputs.
@@ -233,6 +239,8 @@ pub struct Input {
     pub values: Vec<f64>,
     /// The number of a parameter, all of which carries gradient.
     pub parameter: Option<usize>,
+    /// Whether it is of the accumulator's type.
+    pub is_wide: bool,
 }
 
 impl Weight {
@@ -378,9 +386,12 @@ impl Case {
                 std::iter::once(matrix(table, self.seed)).chain(positions).collect()
             }
             Op::CrossEntropy { head, .. } => vec![matrix(head, self.seed)],
+            Op::Attention { heads, bias: true, .. } => vec![(heads.0, DISTANCES, self.bias_table(heads.0))],
+            Op::PositionBias { heads, buckets, .. } => vec![(*buckets, *heads, self.parameter(0, buckets * heads))],
             _ => Vec::new(),
         };
-        let input = |(id, (rows, cols, values))| Input { rows, cols, grad: rows, values, parameter: Some(id) };
+        let is_wide = matches!(self.op, Op::Attention { .. });
+        let input = |(id, (rows, cols, values))| Input { rows, cols, grad: rows, values, parameter: Some(id), is_wide };
         found.into_iter().enumerate().map(input).collect()
     }
 
@@ -388,7 +399,7 @@ impl Case {
         let mut random = Random::new(self.seed);
         let mut input = |rows: usize, cols: usize, grad: usize| {
             assert!(grad <= rows, "{self:?}");
-            Input { rows, cols, grad, values: random.numbers(rows * cols), parameter: None }
+            Input { rows, cols, grad, values: random.numbers(rows * cols), parameter: None, is_wide: false }
         };
         // Kinks and flat parts of activations: numbers away from 0, some of them large.
         let spread = |mut input: Input| {
@@ -421,6 +432,7 @@ impl Case {
             Op::Embedding { prompt, table, .. } => vec![input(*prompt, table.inputs, *prompt)],
             Op::Rows { rows, cols, grad, .. } => vec![input(*rows, *cols, *grad)],
             Op::CrossEntropy { rows, grad, head } => vec![input(*rows, head.inputs, *grad)],
+            Op::PositionBias { .. } => Vec::new(),
         }
     }
 
@@ -466,9 +478,10 @@ impl Case {
                 ops::rope(tape, x[0].clone(), &rotation, &self.indices(0, *rows, POSITIONS).into()).unwrap()
             }
             Op::Attention { heads, dim, mask, bias, .. } => {
-                let (segments, table) = (Arc::new(mask.segments()), self.bias_table(heads.0));
+                let segments = Arc::new(mask.segments());
+                let frozen = || tensor(device, dtype.accumulator(), heads.0, DISTANCES, &self.bias_table(heads.0));
                 let bias = bias.then(|| PositionBias {
-                    table: Var::constant(tensor(device, dtype.accumulator(), heads.0, DISTANCES, &table)),
+                    table: if self.trained { x[first].clone() } else { Var::constant(frozen()) },
                     query_positions: (0..segments.query_rows()).collect(),
                     key_positions: (0..segments.key_rows()).collect(),
                     offset: NO_DISTANCE,
@@ -491,12 +504,16 @@ impl Case {
                 let (labels, scales) = (self.labels(*rows, head.outputs), self.scales(*rows));
                 ops::cross_entropy(tape, &x[0], &matrix(head, 0, self.seed), &labels, &scales).unwrap().loss
             }
+            Op::PositionBias { buckets, distances, .. } => {
+                let weight = trained(0, x[first].tensor().clone(), Orientation::RowPerOutput);
+                ops::position_bias(tape, &weight, &self.indices(0, *distances, *buckets), device, dtype).unwrap()
+            }
         }
     }
 
-    /// Biases of each head and distance.
+    /// Biases of each head and distance, exact in bf16 where the others are and they are trained.
     pub fn bias_table(&self, heads: usize) -> Vec<f64> {
-        Random::new(self.seed ^ 4).numbers(heads * DISTANCES)
+        rounded(Random::new(self.seed ^ 4).numbers(heads * DISTANCES), self.in_bf16 && self.trained)
     }
 
     /// Angles of each position and pair.

@@ -1,7 +1,8 @@
 //! Tiny models with random weights, and batches for them.
 
 use super::Random;
-use softprompt::models::{Family, ModelConfig};
+use softprompt::models::{EncoderDecoderConfig, Family, ModelConfig};
+use softprompt::ops::Activation;
 use softprompt::{Batch, Model, Tensor};
 
 /// Grouped queries, heads that together are wider than the model, nothing a power of two.
@@ -41,6 +42,45 @@ pub fn gpt2(layers: usize) -> ModelConfig {
         vocab_size: 67,
         max_position_embeddings: 256,
         ..ModelConfig::named("gpt2").unwrap()
+    }
+}
+
+/// T5 v1.0: ReLU, and a tied head that is scaled. Few distances are told apart, so most biases are of several.
+pub fn t5(layers: usize) -> ModelConfig {
+    let full = ModelConfig::named("t5-small").unwrap();
+    let more = full.encoder_decoder.unwrap();
+    ModelConfig {
+        hidden_size: 20,
+        intermediate_size: 33,
+        num_hidden_layers: layers,
+        num_attention_heads: 3,
+        num_key_value_heads: 3,
+        head_dim: 6,
+        vocab_size: 61,
+        encoder_decoder: Some(EncoderDecoderConfig {
+            num_decoder_layers: layers,
+            relative_attention_num_buckets: 8,
+            relative_attention_max_distance: 20,
+            ..more
+        }),
+        ..full
+    }
+}
+
+/// T5 v1.1: a gate, and a head of its own. A decoder of another depth.
+pub fn t5_v11(layers: usize) -> ModelConfig {
+    let v10 = t5(layers);
+    let more = v10.encoder_decoder.unwrap();
+    ModelConfig {
+        activation: Activation::GeluTanh,
+        is_gated: true,
+        tie_word_embeddings: false,
+        encoder_decoder: Some(EncoderDecoderConfig {
+            num_decoder_layers: layers + 1,
+            scale_decoder_outputs: false,
+            ..more
+        }),
+        ..v10
     }
 }
 

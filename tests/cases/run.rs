@@ -16,7 +16,8 @@ pub struct Operands {
 
 /// A variable of which only the first rows carry gradient: they are a prompt, the rest rows of an embedding table.
 pub fn variable(tape: &mut Tape, device: &Device, dtype: DType, input: &Input) -> (Option<Var>, Var) {
-    let Input { rows, cols, grad, values, parameter } = input;
+    let Input { rows, cols, grad, values, parameter, is_wide } = input;
+    let dtype = if *is_wide { dtype.accumulator() } else { dtype };
     if parameter.is_some() && *grad > 0 {
         let var = tape.parameter_var(*parameter, tensor(device, dtype, *rows, *cols, values));
         return (Some(var.clone()), var);

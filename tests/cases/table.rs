@@ -51,6 +51,7 @@ pub fn table() -> Vec<Case> {
     let trained = trained().into_iter().map(|op| (op, true));
     let scales = MATRICES.map(|(rows, cols, grad)| Op::Scale { rows, cols, grad });
     let later = scales.into_iter().chain(biased_attention()).map(|op| (op, false));
+    let later = later.chain(trained_bias().into_iter().map(|op| (op, true)));
     // A case's numbers follow from its place: new ones come last.
     let numbered = frozen.chain(trained).chain(later).zip(1..);
     numbered.map(|((op, trained), seed)| Case { op, seed, in_bf16: false, trained }).collect()
@@ -191,6 +192,32 @@ fn biased_attention() -> Vec<Op> {
         for (query_grad, key_grad) in [(ALL, ALL), (prompt, prompt), (0, prompt)] {
             ops.push(Op::Attention { heads, dim, mask: mask.clone(), query_grad, key_grad, bias: true });
         }
+    }
+    ops
+}
+
+/// Every mask with a bias that is trained, once by itself; a head of every size that kernels are
+/// compiled for; tables of few and of many distances.
+fn trained_bias() -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (index, (mask, prompt)) in masks().into_iter().enumerate() {
+        let shapes = [((1, 1), 64), ((4, 4), 16), ((6, 2), 20)];
+        let (heads, dim) = shapes[index % shapes.len()];
+        let grads = [(ALL, ALL), (prompt, prompt + 1), (0, 0)];
+        let (query_grad, key_grad) = grads[index / 2 % grads.len()];
+        ops.push(Op::Attention { heads, dim, mask, query_grad, key_grad, bias: true });
+    }
+    for dim in [32, 64, 80, 128, 256] {
+        // Scores of wide heads are large, and f32 has fewer digits behind the point of them.
+        let mask = Mask::Full { prompt: 3, examples: if dim < 256 { vec![20, 70, 1] } else { vec![5, 19] } };
+        ops.push(Op::Attention { heads: (2, 2), dim, mask, query_grad: ALL, key_grad: ALL, bias: true });
+    }
+    // More tiles of queries than a GPU makes partial sums.
+    let examples = (0..150).map(|i| (0, 1 + i % 4, 0)).collect();
+    let mask = Mask::Causal { prompts: vec![3], examples, trimmed: false };
+    ops.push(Op::Attention { heads: (4, 2), dim: 8, mask, query_grad: ALL, key_grad: ALL, bias: true });
+    for (heads, buckets, distances) in [(1, 1, 1), (3, 2, 31), (12, 32, 255), (5, 33, 300)] {
+        ops.push(Op::PositionBias { heads, buckets, distances });
     }
     ops
 }

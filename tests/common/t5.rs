@@ -2,6 +2,7 @@
 
 use super::{Golden, golden, golden_meta};
 use softprompt::layout::{PromptMask, PromptOn};
+use softprompt::weights::Parameter;
 use softprompt::{Batch, Device, Model, ModelOptions, Tensor};
 
 /// The rows of a case as (input, label), padding removed.
@@ -15,6 +16,14 @@ pub fn rows(golden: &Golden, case: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
     let labels =
         labels.chunks_exact(width("labels")).map(|row| row.iter().filter(|id| **id >= 0.0).map(|id| *id as u32));
     inputs.zip(labels).map(|(input, label)| (input.collect(), label.collect())).collect()
+}
+
+/// The part of the whole tensor in `golden` that `parameter` is.
+pub fn part(golden: &Golden, kind: &str, parameter: &Parameter) -> Vec<f64> {
+    let place = parameter.place();
+    let (values, cols) = (golden.numbers(&format!("{kind}.{}", place.name)), *place.shape.last().unwrap());
+    let row = |row: usize| &values[row * cols + place.cols.start..row * cols + place.cols.end];
+    place.rows.clone().flat_map(row).copied().collect()
 }
 
 pub struct Case {

@@ -1,22 +1,23 @@
 //! Attention in bf16 as a framework computes it op by op: every matrix is stored in bf16 between products that add in
 //! wider types. What a fused kernel's error is measured against.
 
-use super::bias;
-use crate::cases::{Case, Op, SCALE};
+use super::{bias, column};
+use crate::cases::{Case, DISTANCES, Op, SCALE};
 use half::bf16;
 
 fn rounded(x: f64) -> f64 {
     bf16::from_f64(x).to_f64()
 }
 
-/// Output, and gradients of q, k and v, of which `d_output` is the gradient, for an attention case with operands `x`.
-pub fn attention(case: &Case, x: &[Vec<f64>], d_output: &[f64]) -> [Vec<f64>; 4] {
+/// Output, and gradients of q, k, v and the table of biases, of which `d_output` is the gradient, for an attention case with operands `x`.
+pub fn attention(case: &Case, x: &[Vec<f64>], d_output: &[f64]) -> [Vec<f64>; 5] {
     let Op::Attention { heads, dim, mask, bias: has_bias, .. } = &case.op else { unreachable!("an attention case") };
     let (segments, group) = (mask.segments(), heads.0 / heads.1);
     let table = has_bias.then(|| case.bias_table(heads.0));
     let [q, k, v] = [&x[0], &x[1], &x[2]];
     let mut output = vec![0.0; q.len()];
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+    let mut d_table = vec![0.0; heads.0 * DISTANCES];
     for segment in segments.as_slice() {
         for query in segment.queries.clone() {
             let own = segment.own.start..segment.own.start + segments.visible()[query];
@@ -44,7 +45,9 @@ pub fn attention(case: &Case, x: &[Vec<f64>], d_output: &[f64]) -> [Vec<f64>; 4]
                 let dp: Vec<f64> = keys.iter().map(|&key| rounded(dot(d_output, at, v, row(key)))).collect();
                 let mean: f64 = dp.iter().zip(&p).map(|(dp, p)| dp * p).sum();
                 for ((&key, p), dp) in keys.iter().zip(&p).zip(&dp) {
-                    let ds = rounded(SCALE * rounded(p * (dp - mean)));
+                    let ds = rounded(p * (dp - mean));
+                    d_table[head * DISTANCES + column(query, key)] += ds;
+                    let ds = rounded(SCALE * ds);
                     for i in 0..*dim {
                         dq[at + i] += ds * k[row(key) + i];
                         dk[row(key) + i] += ds * q[at + i];
@@ -54,5 +57,5 @@ pub fn attention(case: &Case, x: &[Vec<f64>], d_output: &[f64]) -> [Vec<f64>; 4]
             }
         }
     }
-    [output, dq, dk, dv].map(|values| values.into_iter().map(rounded).collect())
+    [output, dq, dk, dv, d_table].map(|values| values.into_iter().map(rounded).collect())
 }

@@ -57,6 +57,10 @@ pub fn forward(case: &Case, x: &[Vec<f64>]) -> Vec<f64> {
             };
             vec![(0..*rows).map(|row| scales[row] * nll(row)).sum()]
         }
+        Op::PositionBias { heads, buckets, distances } => {
+            let columns = case.indices(0, *distances, *buckets);
+            (0..*heads).flat_map(|head| columns.iter().map(move |bucket| x[0][bucket * heads + head])).collect()
+        }
     }
 }
 
@@ -132,8 +136,12 @@ fn rope(case: &Case, x: &[f64], rows: usize, heads: usize, dim: usize, pairing: 
 
 /// What is added to the score of a query and a key.
 pub fn bias(table: Option<&[f64]>, head: usize, query: usize, key: usize) -> f64 {
-    let column = (key + NO_DISTANCE).saturating_sub(query).min(DISTANCES - 1);
-    table.map_or(0.0, |table| table[head * DISTANCES + column])
+    table.map_or(0.0, |table| table[head * DISTANCES + column(query, key)])
+}
+
+/// The column of the table of biases that a query and a key have.
+pub fn column(query: usize, key: usize) -> usize {
+    (key + NO_DISTANCE).saturating_sub(query).min(DISTANCES - 1)
 }
 
 fn attention(

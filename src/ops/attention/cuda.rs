@@ -6,12 +6,16 @@ use crate::device::{Arg, Buffer, CudaDevice, Device, Grid, Kind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::Segments;
+use crate::ops::columns;
+use crate::tape::Accumulate;
 use crate::tensor::Tensor;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads of a block that works on a tile, and of one that does not.
 const TILE_THREADS: u32 = 128;
 const THREADS: u32 = 256;
+/// Partial sums of a bias's gradient, at most: with the heads they fill a GPU.
+const BIAS_PARTS: usize = 64;
 
 /// A head size that the kernels are compiled for, and what its blocks hold, as `kernels/attention_d*.cu` say.
 pub(crate) struct Shape {
@@ -27,6 +31,8 @@ pub(crate) struct Shape {
     buffers: usize,
     /// Blocks that make the gradients of one tile of keys: `dk` and `dv` together, or one each.
     key_parts: usize,
+    /// Keys that a block of the bias's gradient works on at once.
+    bias_keys: usize,
 }
 
 impl Shape {
@@ -56,10 +62,22 @@ impl Shape {
                 backward_rows,
                 buffers: 2,
                 key_parts: 1 + usize::from(is_wide),
+                bias_keys: backward_rows,
             }
         } else {
             let rows = if is_wide { 16 } else { 32 };
-            Self { op, dim, tile: 32, row, forward_rows: rows, backward_rows: rows, buffers: 1, key_parts: 1 }
+            let bias_keys = if is_wide { 8 } else { 32 };
+            Self {
+                op,
+                dim,
+                tile: 32,
+                row,
+                forward_rows: rows,
+                backward_rows: rows,
+                buffers: 1,
+                key_parts: 1,
+                bias_keys,
+            }
         })
     }
 
@@ -75,6 +93,11 @@ impl Shape {
     /// Bytes of shared memory of a block of the backward pass.
     pub(crate) fn backward_shared(&self) -> usize {
         2 * (self.tile + self.buffers * self.backward_rows) * self.row
+    }
+
+    /// Bytes of shared memory of a block of the bias's gradient: rows, and the gradients of their scores.
+    pub(crate) fn bias_shared(&self) -> usize {
+        2 * (self.tile + self.bias_keys) * self.row + self.tile * (self.bias_keys + 1) * size_of::<f32>()
     }
 }
 
@@ -235,7 +258,7 @@ pub(super) fn forward(
     unsafe { kernel.run(grid, &[&args[..], &Bias::args(bias.as_ref()), &sizes(heads)].concat()) }
 }
 
-/// Writes every row of `dq`, `dk` and `dv`.
+/// Writes every row of `dq`, `dk` and `dv`, and of `d_bias` where that is wanted.
 #[allow(clippy::too_many_arguments, reason = "those of the CPU's, and the device")]
 pub(super) fn backward(
     cuda: &CudaDevice,
@@ -247,9 +270,6 @@ pub(super) fn backward(
     d_bias: Option<&mut Tensor>,
 ) -> Result<()> {
     check_sizes(heads, segments)?;
-    if d_bias.is_some() {
-        return Err(Error::op("attention", "a frozen bias on a GPU", "one that is trained"));
-    }
     let bias = Bias::new(cuda, saved.bias.as_ref())?;
     if d_output.rows() < saved.query_grad_rows || d_output.rows() > segments.query_rows() {
         let expected = format!("{} to {} gradient rows", saved.query_grad_rows, segments.query_rows());
@@ -297,6 +317,25 @@ pub(super) fn backward(
     // SAFETY: as in the forward pass; of q and d_o the kernel reads the first `query_grad_rows` rows, which both and dq
     // have, and of k and v those that these queries see, which were saved.
     unsafe { kernel.run(grid, &[&inputs[..], &args, &Bias::args(bias.as_ref()), &rows, &sizes(heads)].concat()) }?;
+
+    if let (Some(bias), Some(d_bias)) = (&bias, d_bias) {
+        let count = query_plan.plan.tiles_before(d_output.rows(), heads.queries / heads.keys);
+        let parts = count.min(BIAS_PARTS);
+        let mut partial = workspace(parts, d_bias.len());
+        let args = [
+            Arg::tensor_mut(&mut partial), // float* partial
+            Arg::buffer(tiles),            // const QueryTile* tiles
+            Arg::buffer(spans),            // const Span* spans
+            Arg::buffer(limits),           // const int* limits
+        ];
+        let counts = [Arg::int(count), Arg::int(d_output.rows())]; // int tile_count, int query_rows
+        let grid = Grid::new_3d([parts, heads.keys, 1], TILE_THREADS).shared(shape.bias_shared());
+        let kernel = cuda.kernel(shape.op, &shape.kernel("backward_bias"), dtype)?;
+        // SAFETY: as in the forward pass; the kernel reads the queries that d_o has a row for and the keys that they see,
+        // all of which were saved. A part has a number for each of the table's.
+        unsafe { kernel.run(grid, &[&inputs[..], &args, &Bias::args(Some(bias)), &counts, &sizes(heads)].concat()) }?;
+        columns::join(cuda, &partial, columns::Sum { out: d_bias, accumulate: Accumulate::Replace })?;
+    }
 
     let key_plan = key_plan(cuda, heads, segments, shape.tile, d_output.rows(), saved.key_grad_rows)?;
     let [tasks, visits, sums] = &key_plan.lists;

@@ -126,20 +126,16 @@ pub fn attention(
     let segments = Arc::clone(segments);
     Ok(tape.record(output, grad_rows, move |d_output, gradients| {
         let (dtype, kind) = (d_output.dtype(), Kind::Gradients);
-        let zeros = |rows, of: &Tensor| Tensor::zeros(d_output.device(), rows, of.cols(), dtype, kind);
-        let scratch = |rows, of: &Tensor| Tensor::scratch(d_output.device(), rows, of.cols(), dtype, kind);
+        let zeros = |rows, of: &Tensor| Tensor::zeros(of.device(), rows, of.cols(), of.dtype(), kind);
+        let scratch = |rows, of: &Tensor| Tensor::scratch(of.device(), rows, of.cols(), of.dtype(), kind);
         let (query_rows, key_rows) = (saved.query_grad_rows, saved.key_grad_rows);
-        let (mut dq, mut dk, mut dv);
-        let mut d_bias = saved
-            .bias
-            .as_ref()
-            .map(|bias| bias.table.tensor())
-            .filter(|_| d_table.is_tracked())
-            .map(|table| Tensor::zeros(table.device(), table.rows(), table.cols(), table.dtype(), kind));
+        let (mut dq, mut dk, mut dv, mut d_bias);
+        let table = saved.bias.as_ref().map(|bias| bias.table.tensor()).filter(|_| d_table.is_tracked());
         match d_output.device() {
             Device::Cpu(_) => {
                 dq = zeros(query_rows, &saved.q);
                 (dk, dv) = (zeros(key_rows, &saved.k), zeros(key_rows, &saved.v));
+                d_bias = table.map(|table| zeros(table.rows(), table));
                 with_element!(dtype, E => {
                     let gradients = [&mut dq, &mut dk, &mut dv];
                     cpu::backward::<E>(&saved, &d_output, heads, &segments, gradients, d_bias.as_mut());
@@ -148,6 +144,7 @@ pub fn attention(
             Device::Cuda(cuda) => {
                 dq = scratch(query_rows, &saved.q);
                 (dk, dv) = (scratch(key_rows, &saved.k), scratch(key_rows, &saved.v));
+                d_bias = table.map(|table| scratch(table.rows(), table));
                 let gradients = [&mut dq, &mut dk, &mut dv];
                 cuda::backward(cuda, &saved, &d_output, heads, &segments, gradients, d_bias.as_mut())?;
             }

@@ -4,4 +4,4 @@
 #[allow(unsafe_code, reason = "kernel launches")]
 mod cuda;
 
-pub(crate) use cuda::{Normed, Sum, moments, sum};
+pub(crate) use cuda::{Normed, Sum, join, moments, sum};

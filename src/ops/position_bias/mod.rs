@@ -2,11 +2,15 @@
 //! each bucket of distances and head (Raffel et al. 2020 §2.1).
 //!
 //! * saves: nothing but the buckets
-//! * backward: `dw[b, h] = Σ dy[h, j]` over the `j` with `bucket[j] = b`, in their order
+//! * backward: `dw[b, h] = Σ dy[h, j]` over the `j` with `bucket[j] = b`, in one fixed order
+
+#[allow(unsafe_code, reason = "kernel launches")]
+mod cuda;
 
 use crate::device::{Device, Kind};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
+use crate::indices::Indices;
 use crate::tape::{Accumulate, Tape, Var};
 use crate::tensor::{Tensor, with_element};
 use crate::weights::{Matrix, Orientation};
@@ -14,7 +18,7 @@ use crate::weights::{Matrix, Orientation};
 /// The table `[heads, buckets.len()]` of the accumulator's type for `dtype`, from `weight` `[buckets, heads]`.
 ///
 /// # Errors
-/// [`Error::Op`] for a bucket that the weight does not have, and for a trained weight on a GPU.
+/// [`Error::Op`] for a bucket that the weight does not have.
 pub fn position_bias(
     tape: &mut Tape,
     weight: &Matrix,
@@ -38,21 +42,25 @@ pub fn position_bias(
         return Ok(Var::constant(table));
     };
     let value = parameter.value();
-    let Device::Cpu(_) = device else {
-        return Err(Error::op("position_bias", "a frozen weight on a GPU", "one that is trained"));
-    };
-    let mut table = Tensor::scratch(device, heads, buckets.len(), value.dtype(), Kind::Workspace);
-    with_element!(value.dtype(), E => {
-        let (from, to) = (value.as_slice::<E>(), table.make_mut::<E>());
-        for (head, row) in to.chunks_exact_mut(buckets.len().max(1)).enumerate() {
-            row.iter_mut().zip(buckets).for_each(|(y, bucket)| *y = from[bucket * heads + head]);
-        }
-    });
+    let mut table = Tensor::scratch(device, heads, buckets.len(), value.dtype().accumulator(), Kind::Workspace);
+    let buckets = Indices::from(buckets);
+    match device {
+        Device::Cpu(_) => with_element!(value.dtype(), E => {
+            let (from, to) = (value.as_slice::<E>(), table.make_mut::<E>());
+            for (head, row) in to.chunks_exact_mut(buckets.len().max(1)).enumerate() {
+                row.iter_mut().zip(buckets.iter()).for_each(|(y, bucket)| *y = from[bucket * heads + head]);
+            }
+        }),
+        Device::Cuda(cuda) => cuda::forward(cuda, &value, &buckets, &mut table)?,
+    }
     let node = tape.parameter(Some(parameter.id()), count);
-    let buckets = buckets.to_vec();
     Ok(tape.record(table, heads, move |dy, gradients| {
-        gradients.accumulate(node, heads, &dy, |dw, accumulate| {
-            with_element!(dy.dtype(), E => gather::<E>(&dy, &buckets, dw, accumulate));
+        // In bf16 the table is wider than the weight.
+        gradients.accumulate(node, heads, &value, |dw, accumulate| {
+            match dy.device() {
+                Device::Cpu(_) => with_element!(dy.dtype(), E => gather::<E>(&dy, &buckets, dw, accumulate)),
+                Device::Cuda(cuda) => cuda::backward(cuda, &dy, &buckets, dw, accumulate)?,
+            }
             Ok(())
         })
     }))
