@@ -4,7 +4,7 @@
 #
 # Usage: demo/experiments.sh [NAME...]     NAME: methods length init ensemble transfer; all of them without one
 #   STEPS=40 SEEDS=2 ROWS=160     steps of a run, runs of each kind, held-out rows of a set
-# What has been finished is not run again.
+# What has been finished is not run again, and what was cut off goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -54,12 +54,11 @@ run() { # NAME, then the flags of `softprompt experiment NAME`
   if [[ -f $dir/results.json ]]; then
     echo "$1: done before, in $dir"
   else
-    rm -rf "$dir"
     echo "$1: $(date +%T)"
     # An ensemble of two cannot outvote anyone.
     local count=$seeds
     [[ $1 != ensemble ]] || count=$((seeds * 2 + 1))
-    "$softprompt" experiment "$@" --seeds "$count" --output-dir "$dir"
+    "$softprompt" experiment "$@" --seeds "$count" --resume true --output-dir "$dir"
   fi
 }
 

@@ -41,6 +41,27 @@ pub struct Fingerprints {
     pub data: String,
 }
 
+impl Fingerprints {
+    /// That a run of these may go on as one of `now`; `place` is where they stand.
+    ///
+    /// # Errors
+    /// `Input` naming what changed.
+    pub fn expect(&self, now: &Self, place: impl Fn() -> Place) -> Result<()> {
+        for (what, then, now, hint) in [
+            ("model", &self.model, &now.model, "resume with the model that the run began with"),
+            ("data", &self.data, &now.data, "resume with the data that the run began with, unchanged"),
+            ("configuration", &self.config, &now.config, "resume with the configuration saved beside the checkpoints"),
+        ] {
+            if then != now {
+                let expected = format!("the {what} of the checkpoint, {}", short(then));
+                return Err(Error::input(place(), expected, format!("another {what}, {}", short(now)))
+                    .hint(format!("{hint}, or start a new run")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The best evaluation so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Best {
@@ -181,18 +202,7 @@ impl Checkpoint {
     pub fn expect(&self, now: &Fingerprints, prompt: Option<(usize, usize)>) -> Result<()> {
         let source = self.prompt.as_ref().and_then(PromptFile::source);
         let place = || Place { path: source.map(Path::to_path_buf), ..Place::default() };
-        let then = &self.fingerprints;
-        for (what, then, now, hint) in [
-            ("model", &then.model, &now.model, "resume with the model that the run began with"),
-            ("data", &then.data, &now.data, "resume with the data that the run began with, unchanged"),
-            ("configuration", &then.config, &now.config, "resume with the configuration saved beside the checkpoints"),
-        ] {
-            if then != now {
-                let expected = format!("the {what} of the checkpoint, {}", short(then));
-                return Err(Error::input(place(), expected, format!("another {what}, {}", short(now)))
-                    .hint(format!("{hint}, or start a new run")));
-            }
-        }
+        self.fingerprints.expect(now, place)?;
         let then = self.prompt.as_ref().map(|prompt| (prompt.rows, prompt.cols));
         if then != prompt {
             let words = |shape: Option<(usize, usize)>| match shape {

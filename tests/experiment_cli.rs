@@ -195,6 +195,39 @@ fn steps_votes_and_neighbours_are_shown() {
 }
 
 #[test]
+fn an_experiment_that_was_cut_off_goes_on_and_finds_the_same() {
+    let bench = workplace();
+    let more = ["--test-file", &bench.at("test.jsonl")];
+    let whole = found(&bench, "transfer", "whole", &more);
+    // As it is after both prompts and one of the models.
+    found(&bench, "transfer", "cut", &more);
+    let time = |path: &str| fs::metadata(bench.path(path)).unwrap().modified().unwrap();
+    for file in ["results.json", "table.md", "plot.svg"] {
+        fs::remove_file(bench.path("cut").join(file)).unwrap();
+    }
+    let last = bench.path("cut/full/seed-1");
+    fs::remove_dir_all(&last).unwrap();
+    let (prompt, weights) = ("cut/prompt/seed-0/final/prompt.safetensors", "cut/full/seed-0/final/model.safetensors");
+    let before = (fs::read(bench.path(prompt)).unwrap(), time(weights));
+    refused("without --resume", &experiment(&bench, "transfer", "cut", &more), 3, &["output_dir", "--resume true"]);
+    let on = found(&bench, "transfer", "cut", &[&more[..], &["--resume", "true"]].concat());
+    assert_eq!(on, whole);
+    assert_eq!((fs::read(bench.path(prompt)).unwrap(), time(weights)), before, "what was finished is not done again");
+    // Once more, with nothing left to do.
+    assert_eq!(found(&bench, "transfer", "cut", &[&more[..], &["--resume", "true"]].concat()), whole);
+
+    let longer = ["--full-max-steps", "3", "--resume", "true"];
+    let failed = found(&bench, "transfer", "cut", &[&more[..], &longer].concat());
+    let failures = failed["failures"].as_array().unwrap();
+    assert!(failures.len() == 2 && failures[0]["error"].as_str().unwrap().contains("2 steps"), "{failures:?}");
+    let file = bench.path("cut/full/seed-0/finished.json");
+    fs::write(&file, "{}").unwrap();
+    let failed = found(&bench, "transfer", "cut", &[&more[..], &["--resume", "true"]].concat());
+    assert!(failed["failures"][0]["error"].as_str().unwrap().contains("finished.json"), "{failed}");
+    assert_eq!(failed["differences"], json!([]));
+}
+
+#[test]
 fn what_an_experiment_cannot_do_is_refused_by_name() {
     let bench = workplace();
     let refuse = |what: &str, name: &str, code: i32, words: &[&str], more: &[&str]| {
@@ -209,7 +242,7 @@ fn what_an_experiment_cannot_do_is_refused_by_name() {
     refuse("one model", "model-size", 2, &["--model"], &["--model", &bench.at("model")]);
     refuse("no domains", "transfer", 2, &["--test-file"], &[]);
     refuse("weights", "steps", 3, &["method"], &["--method", "full"]);
-    refuse("going on", "steps", 3, &["resume"], &["--resume", "true"]);
+    refuse("going on from one place", "steps", 3, &["resume", "true or false"], &["--resume", "somewhere"]);
     // What is wrong with rows that are looked at last is told first.
     refuse("no such rows", "length", 4, &["gone.jsonl"], &["--lengths", "2", "--test-file", "a=gone.jsonl"]);
     bench.write("third.jsonl", "{\"text\": \"one\", \"label\": \"third\"}\n");

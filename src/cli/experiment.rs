@@ -1,12 +1,13 @@
 //! `softprompt experiment`: the paper's experiments over any model and data, each one command.
 
 mod args;
+mod finished;
 mod members;
 mod score;
 
 use super::prepare::open_model;
 use super::{Terminal, printable};
-use crate::config::{Method, PromptInit, TrainConfig};
+use crate::config::{Method, PromptInit, Resume, TrainConfig};
 use crate::error::{Error, Place, Result};
 use crate::eval::ensemble;
 use crate::experiments::{Failure, Group, Output, Plan, Results, Row, curve_of, method_name, neighbours};
@@ -28,7 +29,9 @@ const HELD_OUT: &str = "held-out rows";
 
 pub(super) fn run(matches: &ArgMatches, terminal: &Terminal) -> Result<()> {
     let args = Args::read(matches)?;
-    refuse_what_is_there(&args.base.output_dir)?;
+    if args.base.resume == Resume::Last(false) {
+        refuse_what_is_there(&args.base.output_dir)?;
+    }
     let plan = plan(&args)?;
     let untrained = before_training(&args, &plan, terminal)?;
     let trained = Trained::of(&plan, &args, terminal)?;
@@ -56,7 +59,7 @@ fn refuse_what_is_there(dir: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(Place::file(dir).of("output_dir"), "a new or empty directory", "one that holds something")
-        .hint("take another --output-dir"))
+        .hint("take another --output-dir, or --resume true to go on"))
 }
 
 fn plan(args: &Args) -> Result<Plan> {

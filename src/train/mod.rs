@@ -88,7 +88,7 @@ pub trait Observer {
 impl Observer for () {}
 
 /// Why a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
     /// All steps were taken.
@@ -124,7 +124,25 @@ pub struct Summary {
 /// rows of the step, with the last good prompt saved; [`Error::Config`] for a directory that holds another run;
 /// [`Error::Input`] for a checkpoint of another run; [`Error::Io`] if nothing can be written.
 pub fn train(training: Training<'_>, observer: &mut dyn Observer, interrupt: &AtomicUsize) -> Result<Summary> {
-    let run = Run::start(training, false)?;
+    go(training, false, observer, interrupt)
+}
+
+/// [`train`], but one that is to go on from its last checkpoint and has none begins anew.
+pub(crate) fn train_or_go_on(
+    training: Training<'_>,
+    observer: &mut dyn Observer,
+    interrupt: &AtomicUsize,
+) -> Result<Summary> {
+    go(training, true, observer, interrupt)
+}
+
+fn go(
+    training: Training<'_>,
+    may_begin: bool,
+    observer: &mut dyn Observer,
+    interrupt: &AtomicUsize,
+) -> Result<Summary> {
+    let run = Run::start(training, may_begin)?;
     let mut outcomes = lockstep::go(vec![Ok(run)], &mut [observer], 1, interrupt);
     outcomes.swap_remove(0)
 }
@@ -196,7 +214,7 @@ impl Training<'_> {
     }
 
     /// What must not change between a checkpoint and the run that goes on from it.
-    fn fingerprints(&self) -> Result<Fingerprints> {
+    pub(crate) fn fingerprints(&self) -> Result<Fingerprints> {
         /// Keys that change where results go or how fast they come, not what they are. Files count by their contents.
         const INDIFFERENT: [&str; 14] = [
             "model",

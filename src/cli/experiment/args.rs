@@ -131,8 +131,13 @@ impl Args {
             return Err(Error::config(Place::item("method"), "prompt, which every experiment is about", "another")
                 .hint("methods and transfer train all weights beside prompts: --methods prompt,full"));
         }
-        if base.resume != Resume::Last(false) {
-            return Err(Error::config(Place::item("resume"), "false: an experiment begins anew", "another"));
+        if let Resume::From(path) = &base.resume {
+            let got = path.display().to_string();
+            return Err(Error::config(
+                Place::item("resume"),
+                "true or false: each run has checkpoints of its own",
+                got,
+            ));
         }
         if !self.has_held_out() && (self.tests.is_empty() || self.name == "steps") && self.name != "neighbours" {
             let expected = "eval_file or eval_fraction, to score on and to choose the best checkpoint by";

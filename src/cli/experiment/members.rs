@@ -3,12 +3,13 @@
 use super::super::members::run_members;
 use super::super::prepare::{Data, Files, fit_into, open_model, training};
 use super::super::train::{Watcher, signals};
+use super::finished;
 use crate::checkpoint;
 use crate::cli::Terminal;
-use crate::config::{Method, TrainConfig};
+use crate::config::{Method, Resume, TrainConfig};
 use crate::device::parse_bytes;
 use crate::error::{Error, Result};
-use crate::train::{Summary, refuse_to_overwrite, train};
+use crate::train::{Summary, refuse_to_overwrite, train_or_go_on};
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 
@@ -63,16 +64,24 @@ fn weights(config: &TrainConfig, files: &mut Files, interrupt: &AtomicUsize, ter
     if let Some(limit) = config.memory_limit.as_deref().and_then(parse_bytes) {
         fit_into(limit, &mut model, config, &data.train, terminal)?;
     }
+    let training = training(config, &model, &data)?;
+    let fingerprints = training.fingerprints()?;
+    if config.resume != Resume::Last(false)
+        && let Some(summary) = finished::read(config, &fingerprints)?
+    {
+        return Ok(summary);
+    }
     let mut watcher = Watcher::new(terminal, config.logging_steps);
-    let summary = train(training(config, &model, &data)?, &mut watcher, interrupt);
+    let summary = train_or_go_on(training, &mut watcher, interrupt);
     watcher.bar.finish_and_clear();
-    if summary.is_ok() {
+    if let Ok(summary) = &summary {
+        finished::write(config, &fingerprints, summary)?;
         drop_checkpoints(&config.output_dir)?;
     }
     summary
 }
 
-/// Removes a finished run's checkpoints: they hold the weights three times over, and nobody goes on from them.
+/// Removes a finished run's checkpoints: they hold the weights three times over.
 fn drop_checkpoints(dir: &Path) -> Result<()> {
     for (_, path) in checkpoint::list(dir)? {
         std::fs::remove_dir_all(&path).map_err(|error| Error::io(&path, "remove", error))?;
