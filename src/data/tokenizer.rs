@@ -78,7 +78,7 @@ impl Tokenizer {
     }
 
     /// Builds the tokenizer that a GGUF file describes: byte-level BPE (`gpt2`) with the pre-tokenizers of GPT-2,
-    /// SmolLM, Qwen2 and Llama 3, or SentencePiece BPE (`llama`).
+    /// SmolLM, Qwen2 and Llama 3, SentencePiece BPE (`llama`), or its unigram model as T5 has it (`t5`).
     ///
     /// # Errors
     /// [`Error::Input`] if the description is broken, or of a kind that would not be rebuilt exactly.

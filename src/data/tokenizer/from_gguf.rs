@@ -10,7 +10,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use tokenizers::decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip};
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::{NFC, Prepend, Replace, Sequence as Normalizers};
+use tokenizers::models::unigram::Unigram;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{NFC, Precompiled, Prepend, Replace, Sequence as Normalizers, Strip as StripSpaces};
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
@@ -22,6 +25,10 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const SCORES: &str = "tokenizer.ggml.scores";
+const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
+const EXTRA_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
+const SUFFIX: &str = "tokenizer.ggml.treat_whitespace_as_suffix";
+const PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
 /// What kind of token an entry of the vocabulary is, as the file numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +52,8 @@ pub(super) fn build(metadata: &Metadata) -> Result<(Engine, Settings)> {
     match required(metadata, MODEL, metadata.str(MODEL)?)? {
         "gpt2" => byte_level(metadata),
         "llama" => sentence_piece(metadata),
-        other => Err(Error::input(Place::file(metadata.path()).of(MODEL), "gpt2 or llama", other)
+        "t5" => unigram(metadata),
+        other => Err(Error::input(Place::file(metadata.path()).of(MODEL), "gpt2, llama or t5", other)
             .hint("take the model in Hugging Face layout, with its tokenizer.json")),
     }
 }
@@ -79,7 +87,7 @@ fn byte_level(metadata: &Metadata) -> Result<(Engine, Settings)> {
         engine.add_tokens(&vocabulary.added());
         Ok(Engine::Library(Box::new(engine)))
     })?;
-    Ok((engine, settings(metadata, vocabulary.tokens.len(), llama3)?))
+    Ok((engine, settings(metadata, vocabulary.tokens.len(), llama3, false)?))
 }
 
 /// Normalizer and pre-tokenizer of a byte-level BPE by the name llama.cpp gives them.
@@ -105,15 +113,15 @@ fn splitter(name: &str, path: &Path) -> Result<Option<(Option<NormalizerWrapper>
 }
 
 fn sentence_piece(metadata: &Metadata) -> Result<(Engine, Settings)> {
-    for key in ["tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.treat_whitespace_as_suffix"] {
+    for key in [EXTRA_SPACES, SUFFIX] {
         if metadata.bool(key)? == Some(true) {
             return wrong(metadata, key, "false, as in Llama's tokenizers", "true");
         }
     }
-    if metadata.array("tokenizer.ggml.precompiled_charsmap")?.is_some_and(|map| !map.is_empty()) {
-        return wrong(metadata, "tokenizer.ggml.precompiled_charsmap", "none, as in Llama's tokenizers", "one");
+    if metadata.array(CHARSMAP)?.is_some_and(|map| !map.is_empty()) {
+        return wrong(metadata, CHARSMAP, "none, as in Llama's tokenizers", "one");
     }
-    let prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let prefix = metadata.bool(PREFIX)?.unwrap_or(true);
     let vocabulary = vocabulary(metadata)?;
     let pieces = pieces(metadata, &vocabulary)?;
     let engine = contained(vocabulary.path, "a SentencePiece vocabulary", || {
@@ -123,7 +131,69 @@ fn sentence_piece(metadata: &Metadata) -> Result<(Engine, Settings)> {
         engine.add_tokens(&vocabulary.added());
         Ok(Engine::Spm(Box::new(engine)))
     })?;
-    Ok((engine, settings(metadata, vocabulary.tokens.len(), true)?))
+    Ok((engine, settings(metadata, vocabulary.tokens.len(), true, false)?))
+}
+
+/// SentencePiece's unigram model with T5's treatment of spaces.
+fn unigram(metadata: &Metadata) -> Result<(Engine, Settings)> {
+    if metadata.bool(SUFFIX)? == Some(true) {
+        return wrong(metadata, SUFFIX, "false, as in T5's tokenizers", "true");
+    }
+    let is_tidy = metadata.bool(EXTRA_SPACES)?.unwrap_or(true);
+    let scheme = match metadata.bool(PREFIX)?.unwrap_or(true) {
+        true => PrependScheme::Always,
+        false => PrependScheme::Never,
+    };
+    let charsmap = charsmap(metadata)?;
+    let vocabulary = vocabulary(metadata)?;
+    let scores = scores(metadata, vocabulary.tokens.len())?;
+    let is = |kind| move |of: &Kind| *of == kind;
+    let unknown = vocabulary.kinds.iter().position(is(Kind::Unknown));
+    let falls_back = vocabulary.kinds.iter().any(is(Kind::Byte));
+    let words = || vocabulary.kinds.iter().zip(&scores).filter(|(kind, _)| **kind == Kind::Normal);
+    let lowest = words().map(|(_, &score)| f64::from(score)).fold(0.0, f64::min);
+    let entry = |((&token, &kind), &score): ((&&str, &Kind), &f32)| {
+        // What is unknown costs more than the lowest of all scores, which only words may have a say in.
+        let score = if matches!(kind, Kind::Normal | Kind::UserDefined) { f64::from(score) } else { lowest };
+        (token.to_owned(), score)
+    };
+    let entries = vocabulary.tokens.iter().zip(&vocabulary.kinds).zip(&scores).map(entry).collect();
+    let engine = contained(vocabulary.path, "a SentencePiece vocabulary", || {
+        let mut engine = Tokenizer::new(Unigram::from(entries, unknown, falls_back)?);
+        let mut steps: Vec<NormalizerWrapper> = Vec::new();
+        if !charsmap.is_empty() {
+            steps.push(Precompiled::from(&charsmap)?.into());
+        }
+        if is_tidy {
+            steps.push(StripSpaces::new(true, true).into());
+            steps.push(Replace::new(ReplacePattern::Regex(" {2,}".to_owned()), " ")?.into());
+        }
+        engine.with_normalizer(Some(Normalizers::new(steps)));
+        let marks = Metaspace::new('\u{2581}', scheme, true);
+        engine.with_pre_tokenizer(Some(marks.clone()));
+        engine.with_decoder(Some(marks));
+        engine.add_tokens(&vocabulary.added());
+        Ok(Engine::Library(Box::new(engine)))
+    })?;
+    Ok((engine, settings(metadata, vocabulary.tokens.len(), false, true)?))
+}
+
+/// The compiled rules by which SentencePiece replaces characters; none where the file has none.
+fn charsmap(metadata: &Metadata) -> Result<Vec<u8>> {
+    let Some(array) = metadata.array(CHARSMAP)? else { return Ok(Vec::new()) };
+    let Some(numbers) = array.numbers().filter(|_| !array.is_empty()) else {
+        return if array.is_empty() {
+            Ok(Vec::new())
+        } else {
+            wrong(metadata, CHARSMAP, "bytes", format!("{array:?}"))
+        };
+    };
+    // Bytes, or the signed ones that some writers make of them.
+    let byte = |x: f64| match x as i64 {
+        byte @ -128..=255 => Ok(byte as u8),
+        other => wrong(metadata, CHARSMAP, "bytes", other.to_string()),
+    };
+    numbers.map(byte).collect()
 }
 
 fn spaces_to_marks(prefix: bool) -> tokenizer::Result<NormalizerWrapper> {
@@ -144,8 +214,8 @@ fn marks_to_spaces(prefix: bool) -> tokenizer::Result<DecoderWrapper> {
     Ok(Decoders::new(steps).into())
 }
 
-fn pieces(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Vec<(String, Piece)>> {
-    let count = vocabulary.tokens.len();
+/// The score of each token, none of them NaN.
+fn scores(metadata: &Metadata, count: usize) -> Result<Vec<f32>> {
     let scores = required(metadata, SCORES, metadata.array(SCORES)?)?;
     let scores: Vec<f32> = match scores.numbers().filter(|_| scores.len() == count) {
         Some(numbers) => numbers.map(|x| x as f32).collect(),
@@ -154,6 +224,11 @@ fn pieces(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Vec<(Strin
     if let Some(id) = scores.iter().position(|score| score.is_nan()) {
         return wrong(metadata, SCORES, "numbers", format!("NaN for token {id}"));
     }
+    Ok(scores)
+}
+
+fn pieces(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<Vec<(String, Piece)>> {
+    let scores = scores(metadata, vocabulary.tokens.len())?;
     let piece = |((&token, &kind), score): ((&&str, &Kind), f32)| {
         let piece = match kind {
             Kind::Normal | Kind::UserDefined => Piece::Word(score),
@@ -227,7 +302,8 @@ fn merges(metadata: &Metadata) -> Result<Vec<(String, String)>> {
     lines.map(pair).collect()
 }
 
-fn settings(metadata: &Metadata, count: usize, adds_bos: bool) -> Result<Settings> {
+/// Begin and end, and whether they are added where the file does not say.
+fn settings(metadata: &Metadata, count: usize, adds_bos: bool, adds_eos: bool) -> Result<Settings> {
     let id = |role: &str| -> Result<Option<u32>> {
         let key = format!("tokenizer.ggml.{role}_token_id");
         match metadata.u64(&key)? {
@@ -240,6 +316,6 @@ fn settings(metadata: &Metadata, count: usize, adds_bos: bool) -> Result<Setting
         bos: id("bos")?,
         eos: id("eos")?,
         adds_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos),
-        adds_eos: metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        adds_eos: metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(adds_eos),
     })
 }

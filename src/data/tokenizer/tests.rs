@@ -277,3 +277,65 @@ fn it_can_be_shared_between_threads() {
     fn shared<T: Send + Sync + Clone>(_: &T) {}
     shared(&from_json("", &[]).unwrap());
 }
+
+/// SentencePiece's model in `tests/golden/spm_unigram.json`, as llama.cpp writes T5's.
+fn golden_unigram() -> (serde_json::Value, Builder) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/spm_unigram.json");
+    let golden: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let pieces = golden["pieces"].as_array().unwrap();
+    let tokens: Vec<&str> = pieces.iter().map(|piece| piece[0].as_str().unwrap()).collect();
+    let scores: Vec<f32> = pieces.iter().map(|piece| piece[1].as_f64().unwrap() as f32).collect();
+    let kinds: Vec<i32> = pieces.iter().map(|piece| piece[2].as_i64().unwrap() as i32).collect();
+    let builder = Builder::new()
+        .str("tokenizer.ggml.model", "t5")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .floats("tokenizer.ggml.scores", &scores)
+        .ints("tokenizer.ggml.token_type", &kinds)
+        .u32("tokenizer.ggml.eos_token_id", 1);
+    (golden, builder)
+}
+
+/// The compiled rules of the golden model, as unsigned or as signed bytes.
+fn rules(golden: &serde_json::Value, is_signed: bool) -> Vec<i32> {
+    let hex = golden["charsmap"].as_str().unwrap();
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    let bytes = (0..hex.len()).step_by(2).map(byte);
+    bytes.map(|byte| if is_signed { i32::from(byte as i8) } else { i32::from(byte) }).collect()
+}
+
+#[test]
+fn a_unigram_model_in_gguf_gives_sentence_pieces_ids() {
+    let (golden, builder) = golden_unigram();
+    for is_signed in [false, true] {
+        let rules = rules(&golden, is_signed);
+        let tokenizer = opened(&builder.clone().ints("tokenizer.ggml.precompiled_charsmap", &rules)).unwrap();
+        assert!(tokenizer.adds_eos() && !tokenizer.adds_bos());
+        for case in golden["texts"].as_array().unwrap() {
+            let (text, want) = (case[0].as_str().unwrap(), &case[1]);
+            assert_eq!(serde_json::json!(tokenizer.encode(text).unwrap()), *want, "{text:?}");
+        }
+        // As transformers has it, and SentencePiece does not: no space of its own before a sentinel, ends are recognised.
+        assert_eq!(words(&tokenizer, "<extra_id_0> times"), ["<extra_id_0>", "▁t", "i", "m", "e", "s"]);
+        assert_eq!(words(&tokenizer, "is <extra_id_1></s>"), ["▁i", "s", "<extra_id_1>", "</s>"]);
+        let ids = tokenizer.encode("two rows are near").unwrap();
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "two rows are near");
+        for text in ODD_TEXTS {
+            tokenizer.encode(text).unwrap();
+        }
+    }
+    // Without rules a wide letter is unknown, and with spaces as they are every one is a mark.
+    let plain = opened(&builder.clone().bool("tokenizer.ggml.remove_extra_whitespaces", false)).unwrap();
+    assert_eq!(words(&plain, "\u{ff21}  is"), ["▁", "<unk>", "▁", "▁i", "s"]);
+    let bare = opened(&builder.clone().bool("tokenizer.ggml.add_space_prefix", false)).unwrap();
+    assert_eq!(words(&bare, "is is"), ["i", "s", "▁i", "s"]);
+
+    for (broken, word) in [
+        (builder.clone().ints("tokenizer.ggml.precompiled_charsmap", &[1, 2, 3]), "SentencePiece"),
+        (builder.clone().ints("tokenizer.ggml.precompiled_charsmap", &[300]), "300"),
+        (builder.clone().strings("tokenizer.ggml.precompiled_charsmap", &["a"]), "bytes"),
+        (builder.bool("tokenizer.ggml.treat_whitespace_as_suffix", true), "false"),
+    ] {
+        let error = opened(&broken).err().unwrap();
+        assert!(error.exit_code() == 4 && error.to_string().contains(word), "{word}: {error}");
+    }
+}

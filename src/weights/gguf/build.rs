@@ -1,6 +1,7 @@
 //! Writes small GGUF files, well-formed or not, for tests.
 
 /// The parts of a GGUF file.
+#[derive(Clone)]
 pub(crate) struct Builder {
     version: u32,
     entries: Vec<Vec<u8>>,
