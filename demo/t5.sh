@@ -4,8 +4,9 @@
 # About an hour on two busy cores.
 #
 # Usage: demo/t5.sh [STAGE...]     STAGE: pretrain adapt prompt sentinel decoder full table; all of them without one
-#   STEPS=2800 TUNING=300 SEEDS=0,1,2 RATES=0.3 THREADS=2
-#                     steps of the pretraining, of a tuning; seeds of the tunings; prompts' learning rates; CPU threads
+#   STEPS=2800 TUNING=1500 FULL=300 SEEDS=0,1,2 RATES=2 THREADS=2
+#                     steps of the pretraining, of a prompt's tuning, of all weights'; seeds of the tunings; prompts' learning
+#                     rates; CPU threads
 #   PYTHON=python3    one that has the package `tokenizers` (demo/fetch_t5.py says how to make it)
 # What has been finished is not run again. Models, prompts and logs go to demo/t5/.
 set -euo pipefail
@@ -18,7 +19,7 @@ need() {
     exit 2
   }
 }
-steps=${STEPS:-2800} tuning=${TUNING:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-0.3} python=${PYTHON:-python3}
+steps=${STEPS:-2800} tuning=${TUNING:-1500} full=${FULL:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-2} python=${PYTHON:-python3}
 need cargo "install the Rust toolchain named in Cargo.toml, e.g. with rustup"
 need "$python" "install Python 3.9 or newer, with pip"
 stages=("$@")
@@ -37,8 +38,9 @@ texts=(--train-file "$cache/train.jsonl" --eval-file "$cache/held-out.jsonl" --t
 # Steps in proportion to each weight's size, as T5 has them.
 scaled=(--optim adafactor --learning-rate 0.02)
 sets=(--train-file demo/cache/wordnet/train.jsonl --eval-file demo/cache/wordnet/dev.jsonl --template "{text} Topic:"
-  --metric-for-best-model accuracy --per-device-train-batch-size 16 --max-steps "$tuning" --eval-steps $(((tuning + 2) / 3))
-  --save-steps 1000000)
+  --metric-for-best-model accuracy --per-device-train-batch-size 16 --save-steps 1000000)
+of_prompts=(--max-steps "$tuning" --eval-steps $(((tuning + 4) / 5)))
+of_weights=(--max-steps "$full" --eval-steps $(((full + 2) / 3)))
 
 # Runs a training with its output in OUT, unless it has been; half a run is begun again.
 once() { # OUT COMMAND FLAGS...
@@ -82,7 +84,7 @@ adapt() {
 
 prompts() { # NAME BASE TARGET SIDE: prompts of 20 rows, of all learning rates and seeds, in one pass
   local name=$1 base=$out/$2/best target=$3 on=(--prompt-on "$4")
-  once "prompt-$name" sweep --model "$base" "${sets[@]}" --target "$target" "${on[@]}" --num-virtual-tokens 20 \
+  once "prompt-$name" sweep --model "$base" "${sets[@]}" "${of_prompts[@]}" --target "$target" "${on[@]}" --num-virtual-tokens 20 \
     --prompt-tuning-init class_labels --sweep "learning_rate=$rates" --sweep "seed=$seeds"
   local paths=()
   for path in "$out/prompt-$name"/*/best; do paths+=(--prompt "$path"); done
@@ -109,13 +111,13 @@ decoder() {
 full() {
   for seed in ${seeds//,/ }; do
     for base in span adapted; do
-      once "full-$base-$seed" train --method full --model "$out/$base/best" "${sets[@]}" --target "{label}" \
+      once "full-$base-$seed" train --method full --model "$out/$base/best" "${sets[@]}" "${of_weights[@]}" --target "{label}" \
         "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1 --seed "$seed"
       score "full-$base-$seed" "$out/full-$base-$seed/best" "{label}"
     done
   done
   # What the pretraining itself is worth.
-  once full-fresh-0 train --method full --init-weights 0 --model "$cache/model" "${sets[@]}" --target "{label}" \
+  once full-fresh-0 train --method full --init-weights 0 --model "$cache/model" "${sets[@]}" "${of_weights[@]}" --target "{label}" \
     "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1
   score full-fresh-0 "$out/full-fresh-0/best" "{label}"
 }
