@@ -4,9 +4,9 @@
 # About an hour on two busy cores.
 #
 # Usage: demo/t5.sh [STAGE...]     STAGE: pretrain adapt prompt sentinel decoder full table; all of them without one
-#   STEPS=2800 TUNING=1500 FULL=300 SEEDS=0,1,2 RATES=2 THREADS=2
-#                     steps of the pretraining, of a prompt's tuning, of all weights'; seeds of the tunings; prompts' learning
-#                     rates; CPU threads
+#   STEPS=2800 MORE=3000 TUNING=1500 FULL=300 SEEDS=0,1,2 RATES=2 THREADS=2
+#                     steps of the first pass of pretraining, of the second, of a prompt's tuning, of all weights'; seeds of the
+#                     tunings; prompts' learning rates; CPU threads
 #   PYTHON=python3    one that has the package `tokenizers` (demo/fetch_t5.py says how to make it)
 # What has been finished is not run again. Models, prompts and logs go to demo/t5/.
 set -euo pipefail
@@ -19,7 +19,7 @@ need() {
     exit 2
   }
 }
-steps=${STEPS:-2800} tuning=${TUNING:-1500} full=${FULL:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-2} python=${PYTHON:-python3}
+steps=${STEPS:-2800} more=${MORE:-3000} tuning=${TUNING:-1500} full=${FULL:-300} seeds=${SEEDS:-0,1,2} rates=${RATES:-2} python=${PYTHON:-python3}
 need cargo "install the Rust toolchain named in Cargo.toml, e.g. with rustup"
 need "$python" "install Python 3.9 or newer, with pip"
 stages=("$@")
@@ -64,15 +64,16 @@ score() { # NAME BASE TARGET [flags]: the test rows' accuracy, into NAME.test.js
   [[ -s $file ]] || mv "$file.part" "$file"
 }
 
-# Over pieces as short as the rows that come later.
+# Over pieces as short as the rows that come later; the second time with other cuts.
 pretrain() {
-  once span train --method pretrain --objective span_corruption --corruptions 8 --init-weights 0 --model "$cache/model" \
-    "${texts[@]}" "${scaled[@]}" --warmup-steps 50 --max-steps "$steps" --eval-steps $(((steps + 6) / 7))
+  local how=(train --method pretrain --objective span_corruption --corruptions 8 "${texts[@]}" "${scaled[@]}" --warmup-steps 50)
+  once span-1 "${how[@]}" --init-weights 0 --model "$cache/model" --max-steps "$steps" --eval-steps $(((steps + 6) / 7))
+  once span "${how[@]}" --seed 1 --model "$out/span-1/best" --max-steps "$more" --eval-steps $(((more + 5) / 6))
 }
 
 adapt() {
   once adapted train --method pretrain --objective prefix_lm --model "$out/span/best" "${texts[@]}" "${scaled[@]}" \
-    --warmup-steps 10 --max-steps $((steps / 10)) --eval-steps $((steps / 20))
+    --warmup-steps 10 --max-steps $(((steps + more) / 10)) --eval-steps $(((steps + more) / 20))
   # Each model's loss by each objective: a step that is too small to change a weight, and the evaluation after it.
   for base in span adapted; do
     for objective in span_corruption prefix_lm; do
@@ -115,11 +116,11 @@ full() {
         "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1 --seed "$seed"
       score "full-$base-$seed" "$out/full-$base-$seed/best" "{label}"
     done
+    # What the pretraining itself is worth.
+    once "full-fresh-$seed" train --method full --init-weights 0 --model "$cache/model" "${sets[@]}" "${of_weights[@]}" \
+      --target "{label}" "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1 --seed "$seed"
+    score "full-fresh-$seed" "$out/full-fresh-$seed/best" "{label}"
   done
-  # What the pretraining itself is worth.
-  once full-fresh-0 train --method full --init-weights 0 --model "$cache/model" "${sets[@]}" "${of_weights[@]}" --target "{label}" \
-    "${scaled[@]}" --warmup-steps 20 --max-grad-norm 1
-  score full-fresh-0 "$out/full-fresh-0/best" "{label}"
 }
 
 table() {
