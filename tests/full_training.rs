@@ -256,6 +256,17 @@ fn a_run_recomputes_as_little_as_fits_or_is_refused_beforehand() {
         &["not even one example"],
     );
     refused("no limit", &go("no", &["--recompute", "auto"]), 3, &["memory_limit"]);
+
+    // Adafactor has one moment of matrices as small as these, AdamW two: between their peaks is a limit that one fits into.
+    let weights = |out: &str, more: &[&str]| {
+        train(&bench, out, &[&["--method", "full", "--train-file", &rows, "--max-steps", "1"], more].concat())
+    };
+    let peak = |output: &Output| result(output)["peak_bytes"].as_u64().unwrap();
+    let adafactor = ["--optim", "adafactor"];
+    let between = (peak(&weights("two", &[])) + peak(&weights("one", &adafactor))) / 2;
+    let limit = ["--memory-limit", &between.to_string()];
+    refused("two moments", &weights("refused", &limit), 3, &["memory_limit"]);
+    result(&weights("fits-one", &[&limit[..], &adafactor].concat()));
     refused("no size", &go("no", &["--memory-limit", "much"]), 3, &["8GiB"]);
 }
 

@@ -7,7 +7,6 @@ use crate::error::{Error, Place, Result};
 use crate::storage::atomic_write;
 use crate::train::{Ended, Summary};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 const FILE: &str = "finished.json";
 
@@ -22,8 +21,6 @@ struct Finished {
     last_loss: Option<String>,
     /// Metric, value and step.
     best: Option<(String, String, u64)>,
-    best_path: PathBuf,
-    final_path: PathBuf,
     final_hash: String,
 }
 
@@ -44,8 +41,6 @@ pub(super) fn write(config: &TrainConfig, fingerprints: &Fingerprints, summary: 
         ended: summary.ended,
         last_loss: summary.last_loss.map(number),
         best: summary.best.as_ref().map(|best| (best.metric.clone(), number(best.value), best.step)),
-        best_path: summary.best_path.clone(),
-        final_path: summary.final_path.clone(),
         final_hash: summary.final_hash.clone(),
     };
     let json = serde_json::to_vec_pretty(&finished)
@@ -84,8 +79,8 @@ pub(super) fn read(config: &TrainConfig, fingerprints: &Fingerprints) -> Result<
         ended: finished.ended,
         last_loss: finished.last_loss.map(number).transpose()?,
         best: best.transpose()?,
-        best_path: finished.best_path,
-        final_path: finished.final_path,
+        best_path: config.output_dir.join("best"),
+        final_path: config.output_dir.join("final"),
         final_hash: finished.final_hash,
     }))
 }
